@@ -1,0 +1,31 @@
+"""Reports: read a comparison back from MLflow and say, with its uncertainty, which strategy to choose.
+
+The data flows one way: ``load`` (the only reader of MLflow) -> ``stats`` -> ``tables``, ``verdict`` and ``plots`` ->
+``render``. Nothing here trains or samples anything, and importing the package loads none of its dependencies.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reports.load import Comparison, list_comparisons, load_comparison
+    from reports.render import Report, build_report
+
+__all__ = ["Comparison", "Report", "build_report", "list_comparisons", "load_comparison"]
+
+_HOME = {
+    "Comparison": "reports.load",
+    "list_comparisons": "reports.load",
+    "load_comparison": "reports.load",
+    "Report": "reports.render",
+    "build_report": "reports.render",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562): ``import reports`` alone costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'reports' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,161 @@
+"""How numbers and foreign text appear in a report: short for people, safe for GitHub-flavoured markdown.
+
+A missing number (``None`` or NaN) is always the dash of ``MISSING``. Text that was logged (labels, reasons, commands)
+is never trusted to be free of markup.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+__all__ = [
+    "MISSING",
+    "code",
+    "count",
+    "duration",
+    "escape",
+    "fence",
+    "is_missing",
+    "markdown_table",
+    "percent",
+    "score",
+    "score_interval",
+    "setting",
+    "signed",
+    "size",
+]
+
+MISSING = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value says nothing: ``None``, NaN, an infinity, pandas' NA or blank text."""
+    if isinstance(value, str):
+        return not value.strip()
+    if value is None or value is pd.NA or value is pd.NaT:
+        return True
+    try:
+        return not math.isfinite(value)  # type: ignore[arg-type]
+    except TypeError:  # not a number
+        return False
+
+
+def _short(value: float, units: Sequence[str], base: float = 1000.0) -> str:
+    step = 0
+    while step < len(units) - 1 and float(f"{abs(value):.3g}") >= base:
+        value /= base
+        step += 1
+    number = f"{value:.0f}" if step == 0 or abs(value) >= 99.95 else f"{value:.3g}"
+    return f"{number} {units[step]}".strip()
+
+
+def count(value: float | None) -> str:
+    """``22700000`` -> ``22.7 M``; below a thousand the number itself."""
+    return MISSING if value is None or is_missing(value) else _short(value, ("", "k", "M", "G", "T"))
+
+
+def size(n_bytes: float | None) -> str:
+    """``590000`` -> ``590 kB``; decimal units (1 kB = 1000 bytes)."""
+    return MISSING if n_bytes is None or is_missing(n_bytes) else _short(n_bytes, ("B", "kB", "MB", "GB", "TB"))
+
+
+def duration(seconds: float | None) -> str:
+    """``72`` -> ``1 min 12 s``; two units at most."""
+    if seconds is None or is_missing(seconds):
+        return MISSING
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        amount, whole = divmod(whole, length)
+        if amount:
+            parts.append(f"{amount} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def percent(value: float | None) -> str:
+    """``0.6533`` (percent) -> ``0.65 %``; small shares keep two digits."""
+    if value is None or is_missing(value):
+        return MISSING
+    if value >= 99.95:
+        return f"{value:.0f} %"
+    if 0 < value < 0.001:
+        return "&lt; 0.001 %"
+    return f"{value:.1f} %" if value >= 10 else f"{value:.2g} %"
+
+
+def score(value: float | None) -> str:
+    """An accuracy or F1 as a fraction with three decimals."""
+    return MISSING if value is None or is_missing(value) else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign, three decimals; what rounds to nothing has no sign."""
+    if value is None or is_missing(value):
+        return MISSING
+    rounded = f"{abs(value):.3f}"
+    return rounded if float(rounded) == 0 else f"{'+' if value > 0 else _MINUS}{rounded}"
+
+
+def score_interval(mean: float | None, low: float | None, high: float | None, *, difference: bool = False) -> str:
+    """``0.755 [0.738, 0.772]``; the mean alone where no interval is known."""
+    shown = signed if difference else score
+    if is_missing(low) or is_missing(high):
+        return shown(mean)
+    return f"{shown(mean)} [{shown(low)}, {shown(high)}]"
+
+
+def setting(value: object) -> str:
+    """A hyperparameter's value: three significant digits, whole numbers without a point."""
+    if is_missing(value):
+        return MISSING
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
+
+
+def escape(text: object, limit: int = 240) -> str:
+    """Logged text as one line of inert markdown, also inside a table cell; cut after ``limit`` characters."""
+    line = " ".join(str(text).split())
+    if len(line) > limit:
+        line = line[: limit - 1].rstrip() + "…"
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", line)
+    line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+    return re.sub(r"^([#+-]|\d+[.)](?=\s))", r"\\\1", line)
+
+
+def code(text: object) -> str:
+    """Logged text as a code span, also inside a table cell; backticks become apostrophes."""
+    line = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    return f"`{line}`" if line else MISSING
+
+
+def fence(text: str, language: str = "") -> str:
+    """Logged text as a fenced block that the text itself cannot close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{text.strip()}\n{ticks}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A table from cells that are already markdown: the first ``left`` columns to the left, the others to the right.
+
+    Columns without a single value are dropped, and with no rows the table is empty text.
+    """
+    if not rows:
+        return ""
+    keep = [i for i in range(len(header)) if any(row[i] not in ("", MISSING) for row in rows)]
+    lines = [[header[i] for i in keep], [":---" if i < left else "---:" for i in keep]]
+    lines += [[row[i] for i in keep] for row in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,0 +1,483 @@
+"""The only reader of MLflow: one comparison as tidy tables, whatever state its runs were left in.
+
+Design choices: every search is paged (one page stops at 1,000 runs); runs are found by their tags, so that a study
+whose runs lie in two experiments is still whole; a missing or unreadable piece becomes an empty value and a note,
+never a crash; only artifacts that a report needs are fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import pandas as pd
+
+from sweeper import schema
+from sweeper.errors import ThawlineError, near_matches
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["PREDICTION_COLUMNS", "Comparison", "list_comparisons", "load_comparison"]
+
+PREDICTION_COLUMNS = ("item", "group", "label", "prediction", "probability")
+_PAGE = 1000  # the most that MLflow returns at once
+_NEXT_STEP = "Run `make sweep` first, or name another store with tracking.uri=..."
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, schema.STATE_FAILED)
+
+#: tag -> column of the tables below.
+_TAG_COLUMNS = {
+    schema.TAG_KIND: "kind",
+    schema.TAG_COMPARISON: "comparison",
+    schema.TAG_STUDY: "study",
+    schema.TAG_STATE: "state",
+    schema.TAG_REASON: "reason",
+    schema.TAG_STRATEGY: "strategy",
+    schema.TAG_MODEL: "model",
+    schema.TAG_DATASET: "dataset",
+    schema.TAG_COMMAND: "command",
+    schema.TAG_GIT: "git_revision",
+    schema.TAG_FINGERPRINT: "data_fingerprint",
+    schema.TAG_WINNER: "configuration",
+}
+_METRICS = (
+    *schema.EPOCH_METRICS,
+    *schema.SIZE_METRICS,
+    schema.BEST_EPOCH,
+    schema.BEST_VALIDATION_ACCURACY,
+    schema.BEST_VALIDATION_MACRO_F1,
+    schema.BEST_VALIDATION_LOSS,
+    schema.EPOCHS_RUN,
+    schema.TRAIN_SECONDS,
+    schema.PEAK_MEMORY_MB,
+    schema.TEST_ACCURACY,
+    schema.TEST_MACRO_F1,
+    schema.TEST_LOSS,
+    schema.TEST_SAMPLES_PER_SECOND,
+    schema.TUNING_SECONDS,
+)
+_PARAMS = tuple(value for name, value in vars(schema).items() if name.startswith("PARAM_"))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What MLflow holds of one comparison.
+
+    Attributes:
+        name: the comparison's name.
+        studies: one row per study, oldest first. Columns: tags without their ``thawline.`` prefix (``configuration`` is
+            the current winner), params and metrics by name, ``run_id``, ``label`` (the strategy, made unique),
+            ``start_time`` and ``end_time`` in UTC.
+        runs: one row per trial and final with the same kinds of columns; params that are numbers are numbers.
+            ``use`` says what a report does with the row: ``counted``; ``earlier`` (a final of an older winner, or one
+            that repeats a counted final: the test split was looked at, the score is not used); ``ignored`` (an
+            older record of the same trial, or a final that was never scored).
+        floors: one row per floor (``floor`` names it), the newest of each.
+        predictions: run id -> test predictions (text columns ``item group label prediction``, numeric
+            ``probability``) of counted finals and floors; absent where nothing readable was logged.
+        versions: package -> version of the newest study that logged them.
+        config: YAML of the newest study's composed configuration; may be empty.
+        data_summary: sizes, label counts and warnings of the dataset; may be empty.
+        notes: sentences about what was missing or inconsistent.
+    """
+
+    name: str
+    studies: pd.DataFrame
+    runs: pd.DataFrame
+    floors: pd.DataFrame
+    predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    config: str = ""
+    data_summary: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def trials(self, study: str) -> pd.DataFrame:
+        """The counted trials of one study, by number."""
+        return self._of(study, schema.KIND_TRIAL, "counted").sort_values(schema.PARAM_TRIAL)
+
+    def finals(self, study: str, use: str = "counted") -> pd.DataFrame:
+        """The finals of one study, by seed: the ``counted`` ones, the ``earlier`` or the ``ignored``."""
+        return self._of(study, schema.KIND_FINAL, use).sort_values(schema.PARAM_SEED)
+
+    def _of(self, study: str, kind: str, use: str) -> pd.DataFrame:
+        runs = self.runs
+        return runs[(runs["study"] == study) & (runs["kind"] == kind) & (runs["use"] == use)]
+
+
+def list_comparisons(tracking_uri: str, experiment: str | None = None) -> pd.DataFrame:
+    """The recorded comparisons, newest first.
+
+    Args:
+        tracking_uri: MLflow's address, e.g. ``sqlite:///outputs/mlflow.db`` or ``http://127.0.0.1:5000``.
+        experiment: only this MLflow experiment; every one by default.
+
+    Returns:
+        Columns ``comparison``, ``studies`` (count), ``strategies`` (names joined by commas), ``started`` (start of
+        the newest study, UTC). No rows when nothing was recorded or the store does not exist.
+
+    Raises:
+        ThawlineError: the store cannot be reached or is of a kind that MLflow refuses, or the experiment is unknown.
+    """
+    columns = ["comparison", "studies", "strategies", "started"]
+    if not _store_exists(tracking_uri):
+        return pd.DataFrame(columns=columns)
+    client = _client(tracking_uri)
+    studies = _study_frame(_search(client, _experiments(client, experiment), schema.TAG_KIND, schema.KIND_STUDY))
+    rows = [
+        [name, group["study"].nunique(), ", ".join(sorted(set(group["strategy"]))), group["start_time"].max()]
+        for name, group in studies.groupby("comparison")
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(["started", "comparison"], ascending=[False, True], ignore_index=True)
+
+
+def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
+    """Read one comparison from MLflow.
+
+    Args:
+        tracking_uri: MLflow's address.
+        name: the comparison; ``None`` means the one whose newest study started last.
+
+    Raises:
+        ThawlineError: the store cannot be read, holds no comparison, or holds none of that name (the message lists
+            those that it holds, the likeliest first).
+    """
+    known = list_comparisons(tracking_uri)
+    if known.empty:
+        raise ThawlineError(f"no comparison is recorded in {tracking_uri}", _NEXT_STEP)
+    if name is None:
+        name = str(known["comparison"].iloc[0])
+    if name not in set(known["comparison"]):
+        raise ThawlineError(
+            f"unknown comparison {name!r}: {near_matches(name, known['comparison'])}",
+            "Name one of them with COMPARISON=..., or leave it out for the newest.",
+        )
+
+    client = _client(tracking_uri)
+    experiments = _experiments(client, None)
+    found = {run.info.run_id: run for run in _search(client, experiments, schema.TAG_COMPARISON, name)}
+    studies = _merge_studies(_study_frame(r for r in found.values() if _tag(r, schema.TAG_KIND) == schema.KIND_STUDY))
+    # A study keeps its trials when its budget, and with it perhaps its comparison, changes.
+    for study in studies["study"]:
+        found |= {run.info.run_id: run for run in _search(client, experiments, schema.TAG_STUDY, study)}
+
+    runs = _frame(r for r in found.values() if _tag(r, schema.TAG_KIND) in (schema.KIND_TRIAL, schema.KIND_FINAL))
+    runs = _mark_use(runs[runs["study"].isin(studies["study"])].reset_index(drop=True), studies)
+    floors = _frame(
+        r
+        for r in found.values()
+        if _tag(r, schema.TAG_KIND) == schema.KIND_FLOOR and _tag(r, schema.TAG_COMPARISON) == name
+    )
+    floors = floors[floors[schema.TEST_ACCURACY].notna()].drop_duplicates(schema.PARAM_FLOOR, keep="last")
+    floors = floors.sort_values(schema.TEST_ACCURACY, ignore_index=True)
+
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        predictions = _load_predictions(client, runs, floors, folder, notes)
+        versions, config, summary = _load_study_artifacts(client, studies, folder, notes)
+    for column, what in (("data_fingerprint", "different data"), ("git_revision", "different revisions of the code")):
+        if studies[column].nunique() > 1:
+            notes.append(f"The studies of this comparison ran on {what}.")
+    return Comparison(
+        name=name,
+        studies=studies,
+        runs=runs,
+        floors=floors,
+        predictions=predictions,
+        versions=versions,
+        config=config,
+        data_summary=summary,
+        notes=tuple(notes),
+    )
+
+
+# --- reaching the store ------------------------------------------------------------------------------------------
+
+
+def _store_exists(tracking_uri: str) -> bool:
+    """Whether an SQLite address names an MLflow database: MLflow itself would silently create or fill the file."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return True
+    path = Path(tracking_uri.removeprefix("sqlite:///").split("?")[0])
+    if not path.is_file():
+        return False
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ('runs', 'experiments')"
+            return bool(connection.execute(query).fetchone()[0] == 2)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise ThawlineError(f"cannot read {path} as an SQLite database: {error}", _NEXT_STEP) from error
+
+
+def _client(tracking_uri: str) -> MlflowClient:
+    # MLflow reads these when it is imported or used; what the user has set stays.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar per file of a few kB
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    address = urlparse(tracking_uri)
+    proxied = any(os.environ.get(key) for key in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"))
+    if address.scheme in ("http", "https") and address.hostname and not proxied:
+        # MLflow would retry a dead server for minutes.
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname, port), timeout=10).close()
+        except OSError as error:
+            raise ThawlineError(
+                f"no MLflow server answers at {tracking_uri}: {error}",
+                "Start it with `make ui`, or change tracking.uri.",
+            ) from error
+    try:
+        return MlflowClient(tracking_uri)
+    except MlflowException as error:
+        raise _unreadable(tracking_uri, error) from error
+
+
+def _unreadable(tracking_uri: str, error: Exception) -> ThawlineError:
+    reason = str(error).strip().splitlines()[0]
+    return ThawlineError(
+        f"MLflow cannot read {tracking_uri}: {reason}",
+        "tracking.uri is sqlite:///<file> or the http(s) address of an MLflow server.",
+    )
+
+
+def _experiments(client: MlflowClient, name: str | None) -> list[str]:
+    from mlflow.exceptions import MlflowException
+
+    names: dict[str, str] = {}
+    token: str | None = None
+    try:
+        while True:
+            page = client.search_experiments(max_results=_PAGE, page_token=token)
+            names |= {experiment.name: experiment.experiment_id for experiment in page}
+            token = page.token
+            if not token:
+                break
+    except MlflowException as error:
+        raise _unreadable(client.tracking_uri, error) from error
+    if name is None:
+        return list(names.values())
+    if name not in names:
+        raise ThawlineError(
+            f"unknown MLflow experiment {name!r}: {near_matches(name, names)}", "Change tracking.experiment."
+        )
+    return [names[name]]
+
+
+def _search(client: MlflowClient, experiments: list[str], tag: str, value: str) -> Iterator[Run]:
+    """Every active run whose tag has this value, oldest first, page by page."""
+    from mlflow.exceptions import MlflowException
+
+    # MLflow's filter has no escape for quotes: such a value is matched here alone.
+    plain = not re.search(r"['\"\\%`]", value)
+    condition = f"tags.`{tag}` = '{value}'" if plain else f"tags.`{tag}` LIKE '%'"
+    token: str | None = None
+    while experiments:
+        try:
+            page = client.search_runs(
+                experiments, condition, max_results=_PAGE, page_token=token, order_by=["attributes.start_time ASC"]
+            )
+        except MlflowException as error:
+            raise _unreadable(client.tracking_uri, error) from error
+        yield from (run for run in page if _tag(run, tag) == value)
+        token = page.token
+        if not token:
+            return
+
+
+def _tag(run: Run, tag: str) -> str | None:
+    value = run.data.tags.get(tag)
+    return None if value is None else str(value)
+
+
+# --- runs -> tables ----------------------------------------------------------------------------------------------
+
+
+def _typed(text: str) -> Any:
+    """A param as a number when it reads as a finite one, else the text itself; ``None``-like text is missing."""
+    text = text.strip()
+    if text in ("", "None", "null"):
+        return None
+    if not _NUMBER.fullmatch(text):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        return number if number not in (float("inf"), float("-inf")) else text
+
+
+def _frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """Runs as rows, oldest first; every column of the schema exists, and metrics are floats."""
+    rows = []
+    for run in runs:
+        params = {key: _typed(value) for key, value in run.data.params.items()}
+        tags = {column: run.data.tags[tag] for tag, column in _TAG_COLUMNS.items() if run.data.tags.get(tag)}
+        rows.append(
+            {**run.data.metrics, **params, **tags, "run_id": run.info.run_id, "status": run.info.status}
+            | {"start_time": run.info.start_time, "end_time": run.info.end_time}
+        )
+    table = pd.DataFrame(rows)
+    wanted = ["run_id", "status", "start_time", "end_time", *_TAG_COLUMNS.values(), *_METRICS, *_PARAMS]
+    missing = [column for column in dict.fromkeys(wanted) if column not in table.columns]
+    table = pd.concat([table, pd.DataFrame(None, index=table.index, columns=missing, dtype=object)], axis=1)
+    for column in ("start_time", "end_time"):
+        table[column] = pd.to_datetime(pd.to_numeric(table[column]), unit="ms", utc=True)
+    for column in (*_METRICS, schema.PARAM_SEED, schema.PARAM_TRIAL):
+        table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
+    return table.sort_values("start_time", kind="stable", ignore_index=True)
+
+
+def _study_frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """Study runs as rows; runs without a study or comparison name are none of ours."""
+    table = _frame(runs)
+    table = table[table["study"].notna() & table["comparison"].notna()].reset_index(drop=True)
+    table["strategy"] = table["strategy"].fillna(table["study"]).astype(str)
+    return table
+
+
+def _merge_studies(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per study: the newest record, completed with what only an older record of the same study says."""
+    rows = []
+    for _, records in table.groupby("study", sort=False):
+        row = records.iloc[-1].copy()
+        for column in records.columns.difference(["reason", "state", "status", "end_time"]):
+            said = records[column].dropna()
+            if len(said):
+                row[column] = said.iloc[-1]
+        row["start_time"] = records["start_time"].min()
+        rows.append(row)
+    merged = pd.DataFrame(rows, columns=table.columns).sort_values("start_time", kind="stable", ignore_index=True)
+    merged["label"] = _labels(list(merged["strategy"]), list(merged["study"]))
+    return merged
+
+
+def _labels(strategies: list[str], studies: list[str]) -> list[str]:
+    """The strategy's name; where two studies share it, the last part of the study's name is added."""
+    return [
+        strategy if strategies.count(strategy) == 1 else f"{strategy} ({study.rsplit('-', 1)[-1]})"
+        for strategy, study in zip(strategies, studies, strict=True)
+    ]
+
+
+def _mark_use(runs: pd.DataFrame, studies: pd.DataFrame) -> pd.DataFrame:
+    """Add the column ``use`` (see :class:`Comparison`); rows are oldest first."""
+    runs = runs.copy()
+    runs["use"] = pd.Series("counted", index=runs.index, dtype=object)
+    winners = dict(zip(studies["study"], studies["configuration"], strict=True))
+
+    trials = runs[(runs["kind"] == schema.KIND_TRIAL) & runs[schema.PARAM_TRIAL].notna()]
+    key = ["study", schema.PARAM_TRIAL]
+    finished = trials[trials["state"].isin(_FINISHED)]
+    runs.loc[finished.index[finished.duplicated(key, keep="last")], "use"] = "ignored"
+    done = set(finished[key].itertuples(index=False, name=None))
+    running = trials[~trials["state"].isin((*_FINISHED, schema.STATE_INTERRUPTED))]
+    stale = [row.Index for row in running[key].itertuples() if tuple(row)[1:] in done]
+    runs.loc[stale, "use"] = "ignored"
+
+    finals = runs[runs["kind"] == schema.KIND_FINAL]
+    scored = finals[finals[schema.TEST_ACCURACY].notna()]
+    runs.loc[finals.index, "use"] = "ignored"
+    runs.loc[scored.index, "use"] = "earlier"
+    current = scored[
+        (scored["state"] == schema.STATE_COMPLETE)
+        & scored["configuration"].notna()
+        
+    ]
+    newest = current[~(current.duplicated(["study", schema.PARAM_SEED], keep="last"))]
+    runs.loc[newest.index, "use"] = "counted"
+    return runs
+
+
+# --- artifacts ---------------------------------------------------------------------------------------------------
+
+
+def _artifact(client: MlflowClient, run_id: str, name: str, folder: str) -> Path | None:
+    """Local path of an artifact, or nothing when it was not logged or its store cannot be reached."""
+    from mlflow.exceptions import MlflowException
+
+    target = Path(folder, run_id)
+    target.mkdir(exist_ok=True)
+    try:
+        path = Path(client.download_artifacts(run_id, name, str(target)))
+    except (MlflowException, OSError):
+        return None
+    return path if path.is_file() else None
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    """One row per test item. Text stays text: a label may well be called ``NA``, ``None`` or ``01``."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [column for column in ("item", "label", "prediction") if column not in table.columns]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}")
+    for column in ("group", "probability"):
+        if column not in table.columns:
+            table[column] = ""
+    table["probability"] = pd.to_numeric(table["probability"], errors="coerce")
+    return table[list(PREDICTION_COLUMNS)].drop_duplicates("item", ignore_index=True)
+
+
+def _load_predictions(
+    client: MlflowClient, runs: pd.DataFrame, floors: pd.DataFrame, folder: str, notes: list[str]
+) -> dict[str, pd.DataFrame]:
+    wanted = runs[(runs["kind"] == schema.KIND_FINAL) & (runs["use"] == "counted")]
+    owners = [(row["run_id"], f"{row['strategy']}, seed {row[schema.PARAM_SEED]:.0f}") for _, row in wanted.iterrows()]
+    owners += [(row["run_id"], f"floor {row[schema.PARAM_FLOOR]}") for _, row in floors.iterrows()]
+    predictions = {}
+    for run_id, owner in owners:
+        path = _artifact(client, run_id, schema.ARTIFACT_PREDICTIONS, folder)
+        if path is None:
+            continue
+        try:
+            predictions[run_id] = _read_predictions(path)
+        except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+            notes.append(f"The test predictions of {owner} cannot be read: {error}.")
+    return predictions
+
+
+def _load_study_artifacts(
+    client: MlflowClient, studies: pd.DataFrame, folder: str, notes: list[str]
+) -> tuple[dict[str, str], str, dict[str, Any]]:
+    """Versions, configuration and data summary, each from the newest study that logged it."""
+    versions: dict[str, str] = {}
+    config = ""
+    summary: dict[str, Any] = {}
+    for _, study in studies.iterrows():  # oldest first: the newest is what remains
+        logged = _read_json(client, study, schema.ARTIFACT_VERSIONS, folder, notes)
+        logged = {str(package): str(version) for package, version in logged.items()}
+        differing = sorted(p for p in logged if p in versions and versions[p] != logged[p])
+        if differing:
+            notes.append(f"Studies of this comparison ran with different versions of {', '.join(differing)}.")
+        versions |= logged
+        summary = _read_json(client, study, schema.ARTIFACT_DATA_SUMMARY, folder, notes) or summary
+        path = _artifact(client, study["run_id"], schema.ARTIFACT_CONFIG, folder)
+        config = path.read_text(encoding="utf-8", errors="replace") if path else config
+    return versions, config, summary
+
+
+def _read_json(client: MlflowClient, study: pd.Series, name: str, folder: str, notes: list[str]) -> dict[str, Any]:
+    path = _artifact(client, study["run_id"], name, folder)
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        notes.append(f"{name} of study {study['study']} cannot be read: {error}.")
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,486 @@
+"""Write the report of one comparison: markdown for GitHub and its figure, rebuilt from MLflow alone.
+
+Design choices: the same records give the same bytes (no clock, a seeded bootstrap); all logged text passes through
+``reports.formats`` before it meets markdown; a reader sees the old report or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports import formats
+from reports.load import Comparison, load_comparison
+from reports.stats import METHOD_BOOTSTRAP, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
+from reports.tables import (
+    ACCOUNT_STATES,
+    accounting_table,
+    comparison_table,
+    earlier_finals,
+    floor_scores,
+    hyperparameters_table,
+    strategy_scores,
+)
+from reports.verdict import Verdict, floor_name, judge
+from sweeper import schema
+from sweeper.errors import ConfigError, ThawlineError
+
+__all__ = ["FIGURE_NAME", "REPORT_NAME", "Report", "build_report"]
+
+REPORT_NAME = "report.md"
+FIGURE_NAME = "accuracy_vs_parameters.png"
+_TEMPLATES = Path(__file__).parent / "templates"
+_MOST_REASONS = 4  # per state and strategy, the others are counted
+_MOST_LABELS = 12
+_PACKAGES = ("python", "torch", "transformers", "peft", "timm", "optuna", "mlflow", "datasets", "accelerate")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written.
+
+    Attributes:
+        path: of ``report.md``.
+        comparison: name of the comparison.
+        table: the comparison table as plain values (``tables.comparison_table``).
+        summary: the answer, one to three sentences of markdown.
+        figure: path of the figure, or ``None`` when there was nothing to draw.
+    """
+
+    path: Path
+    comparison: str
+    table: pd.DataFrame
+    summary: str
+    figure: Path | None = None
+
+
+def build_report(
+    tracking_uri: str, *, reports_dir: Path, comparison: str | None = None, confidence: float = 0.95
+) -> Report:
+    """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/report.md`` with its figure.
+
+    Args:
+        tracking_uri: MLflow's address, e.g. ``sqlite:///outputs/mlflow.db``.
+        reports_dir: folder of all reports; created when missing. A comparison whose name is no safe folder name gets
+            a similar one with a hash.
+        comparison: its name; the newest by default.
+        confidence: of all intervals, between 0 and 1.
+
+    Raises:
+        ThawlineError: the store cannot be read, nothing is recorded, the comparison is unknown, or its folder is
+            a link that leads out of ``reports_dir``.
+        ConfigError: ``confidence`` is not between 0 and 1.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ConfigError(f"confidence is {confidence}; allowed: between 0 and 1, e.g. 0.95")
+    loaded = load_comparison(tracking_uri, comparison)
+    table = comparison_table(loaded, confidence)
+    accounting = accounting_table(loaded)
+    unequal = tuple(str(label) for label in accounting.loc[accounting["unequal"], "strategy"])
+    scores, floors = strategy_scores(loaded), floor_scores(loaded)
+    verdict = judge(table, scores, floors, confidence, unequal)
+
+    folder = _report_folder(Path(reports_dir), loaded.name)
+    strategies = table[(table["kind"] == "strategy") & table["test_accuracy"].notna()]
+    figure = None
+    if strategies["trainable_params"].notna().any():
+        figure = folder / FIGURE_NAME
+        _write_figure(figure, table, loaded, verdict, confidence)
+    context = _context(loaded, table, accounting, verdict, scores, confidence)
+    text = _environment().get_template("report.md.j2").render(**context, figure=FIGURE_NAME if figure else None)
+    path = folder / REPORT_NAME
+    _replace(path, lambda target: target.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8"))
+    return Report(path, loaded.name, table, verdict.summary, figure)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _report_folder(reports_dir: Path, name: str) -> Path:
+    """``reports_dir/<name>``, created; whatever the name, it stays inside."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:120]
+    if safe != name:  # two unsafe names must not share a folder
+        safe = f"{safe or 'comparison'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    folder = reports_dir / safe
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThawlineError(f"cannot create {folder}: {error.strerror}", "Name another output_dir.") from error
+    if folder.resolve().parent != reports_dir.resolve():
+        raise ThawlineError(f"{folder} leads out of {reports_dir}", "Remove the link, or name another output_dir.")
+    return folder
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a file beside ``path``, then put it in its place in one step."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ThawlineError(
+            f"cannot write {path}: {error.strerror}", "Free the place, or name another output_dir."
+        ) from (error)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_figure(path: Path, table: pd.DataFrame, loaded: Comparison, verdict: Verdict, confidence: float) -> None:
+    from reports.plots import accuracy_figure, save_png
+
+    title = f"{_one(loaded.studies['model'])} on {_one(loaded.studies['dataset'])}: what each trainable parameter buys"
+    drawing = accuracy_figure(table, title=title, chosen=verdict.chosen, confidence=confidence)
+    _replace(path, lambda target: save_png(drawing, target))
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= {"text": formats.escape, "code": formats.code}
+    return environment
+
+
+# --- what the template shows -------------------------------------------------------------------------------------
+
+
+def _context(
+    loaded: Comparison,
+    table: pd.DataFrame,
+    accounting: pd.DataFrame,
+    verdict: Verdict,
+    scores: dict[str, SeedScores],
+    confidence: float,
+) -> dict[str, Any]:
+    newest = loaded.studies["start_time"].max()
+    return {
+        "name": loaded.name,
+        "model": _one(loaded.studies["model"]),
+        "dataset": _one(loaded.studies["dataset"]),
+        "n_strategies": len(loaded.studies),
+        "recorded": f"{newest:%Y-%m-%d}" if pd.notna(newest) else "",
+        "summary": verdict.summary,
+        "comparison_table": _comparison_markdown(table, verdict, confidence),
+        "cost_table": _cost_markdown(table, verdict),
+        "alt_text": _alt_text(table, loaded),
+        "hyperparameters_table": _hyperparameters_markdown(hyperparameters_table(loaded)),
+        "accounting_table": _accounting_markdown(accounting),
+        "accounting_notes": _accounting_notes(loaded, accounting),
+        "floors_table": _floors_markdown(table, confidence),
+        "measured": _measured(loaded, table, verdict, scores, confidence),
+        "data": _data(loaded),
+        "classes_table": _classes_markdown(loaded.data_summary),
+        "warnings": [str(w) for w in _list(loaded.data_summary.get("warnings"))],
+        "notes": list(loaded.notes),
+        "commands": formats.fence("\n".join(_texts(loaded.studies["command"])), "bash")
+        if _texts(loaded.studies["command"])
+        else "",
+        "revisions": _texts(loaded.studies["git_revision"]),
+        "versions": _versions(loaded.versions),
+        "config": formats.fence(loaded.config, "yaml") if loaded.config.strip() else "",
+    }
+
+
+def _strategies(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [dict(row) for _, row in table[table["kind"] == "strategy"].iterrows()]
+
+
+def _name(label: str, verdict: Verdict) -> str:
+    return f"**{formats.escape(label)}**" if label == verdict.chosen else formats.escape(label)
+
+
+def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: float) -> str:
+    header = ["strategy", "trainable", "share", "head + backbone", f"test accuracy [{100 * confidence:g} %]"]
+    header += ["against the best", "macro-F1", "validation accuracy", "seeds"]
+    rows = []
+    for row in _strategies(table):
+        label = str(row["strategy"])
+        against = formats.MISSING
+        if label == verdict.best:
+            against = "best"
+        elif label in verdict.differences:
+            gap = verdict.differences[label]
+            shown = formats.score_interval(gap.mean, gap.low, gap.high, difference=True)
+            against = f"tie, {shown}" if gap.tie else shown
+        head, backbone = row["trainable_params_head"], row["trainable_params_backbone"]
+        parts = f"{formats.count(head)} + {formats.count(backbone)}"
+        rows.append(
+            [
+                _name(label, verdict),
+                formats.count(row["trainable_params"]),
+                formats.percent(row["trainable_pct"]),
+                formats.MISSING if pd.isna(head) or pd.isna(backbone) else parts,
+                _accuracy(row),
+                against if len(verdict.differences) else formats.MISSING,
+                formats.score(row["test_macro_f1"]),
+                formats.score(row["best_validation_accuracy"]),
+                _of(row["seeds"], row["seeds_asked"]),
+            ]
+        )
+    for row in (dict(floor) for _, floor in table[table["kind"] == "floor"].iterrows()):
+        name = f"*{formats.escape(floor_name(str(row['strategy'])))}*"
+        blank = [formats.MISSING] * 3
+        rows.append([name, *blank, _accuracy(row), formats.MISSING, formats.score(row["test_macro_f1"]), *blank[:2]])
+    return formats.markdown_table(header, rows)
+
+
+def _cost_markdown(table: pd.DataFrame, verdict: Verdict) -> str:
+    header = ["strategy", "tuning", "trials", "training per final", "stored", "peak memory"]
+    rows = [
+        [
+            _name(str(row["strategy"]), verdict),
+            formats.duration(row["tuning_seconds"]),
+            f"{row['trials']:.0f}",
+            formats.duration(row["train_seconds"]),
+            formats.size(row["stored_bytes"]),
+            formats.size(row["peak_memory_mb"] * 1e6),
+        ]
+        for row in _strategies(table)
+    ]
+    return formats.markdown_table(header, rows)
+
+
+def _hyperparameters_markdown(table: pd.DataFrame) -> str:
+    header = ["strategy", "searched values", "validation accuracy", "macro-F1", "loss", "best epoch", "trial"]
+    rows = []
+    for row in (dict(series) for _, series in table.iterrows()):
+        values = ", ".join(
+            f"{formats.code(k)} = {formats.escape(formats.setting(v))}" for k, v in row["hyperparameters"].items()
+        )
+        rows.append(
+            [
+                formats.escape(row["strategy"]),
+                values or formats.MISSING,
+                formats.score(row[schema.BEST_VALIDATION_ACCURACY]),
+                formats.score(row[schema.BEST_VALIDATION_MACRO_F1]),
+                formats.score(row[schema.BEST_VALIDATION_LOSS]),
+                _of(row[schema.BEST_EPOCH], row[schema.PARAM_EPOCHS], always=True),
+                formats.setting(row["trial"]),
+            ]
+        )
+    return formats.markdown_table(header, rows, left=2)
+
+
+def _accounting_markdown(table: pd.DataFrame) -> str:
+    header = ["strategy", "asked", *ACCOUNT_STATES, "budget"]
+    rows = []
+    equal = not table["unequal"].any()
+    for row in (dict(series) for _, series in table.iterrows()):
+        budget = "cut short by timeout" if row["state"] == schema.STATE_TIMEOUT else "unequal"
+        rows.append(
+            [
+                formats.escape(row["strategy"]),
+                formats.setting(row["asked"]),
+                *(str(row[state]) for state in ACCOUNT_STATES),
+                formats.MISSING if equal else f"**{budget}**" if row["unequal"] else "full",
+            ]
+        )
+    running = 2 + ACCOUNT_STATES.index(schema.STATE_RUNNING)
+    if all(cells[running] == "0" for cells in rows):
+        header.pop(running)
+        for cells in rows:
+            cells.pop(running)
+    return formats.markdown_table(header, rows)
+
+
+def _accounting_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
+    """Reasons of what did not complete, one line per strategy and state, then what became of the finals."""
+    notes = []
+    for row in (dict(series) for _, series in table.iterrows()):
+        label = formats.escape(row["strategy"])
+        notes += [f"{label}, {state}: {_reasons(given)}" for state, given in row["reasons"].items()]
+        # A resumed study keeps the reason of its last interruption.
+        ended_well = row["state"] in (schema.STATE_RUNNING, schema.STATE_COMPLETE)
+        if not ended_well and not formats.is_missing(row["study_reason"]):
+            notes.append(f"{label}, the study itself is {row['state']}: {formats.escape(row['study_reason'])}")
+        elif row["state"] in (schema.STATE_RUNNING, schema.STATE_INTERRUPTED, schema.STATE_FAILED):
+            notes.append(f"{label}: the state of the study is {row['state']}; the counts are those recorded so far")
+        if row["finals_failed"]:
+            why = f": {_reasons(row['finals_reasons'])}" if row["finals_reasons"] else ""
+            ended = "1 final ended" if row["finals_failed"] == 1 else f"{row['finals_failed']} finals ended"
+            notes.append(f"{label}: {ended} without a test score{why}")
+    for label, number in earlier_finals(loaded).items():
+        looks = "1 earlier final was" if number == 1 else f"{number} earlier finals were"
+        notes.append(
+            f"{formats.escape(label)}: {looks} scored on the test split too (of an older winner, or repeated); "
+            "not used above, but the test split has been looked at that much more often"
+        )
+    return notes
+
+
+def _reasons(given: dict[str, int]) -> str:
+    shown = [
+        f"{formats.escape(reason)} ({number} times)" if number > 1 else formats.escape(reason)
+        for reason, number in given.items()
+    ]
+    more = sum(list(given.values())[_MOST_REASONS:])
+    return "; ".join(shown[:_MOST_REASONS]) + (f"; and {more} with other reasons" if more else "")
+
+
+def _floors_markdown(table: pd.DataFrame, confidence: float) -> str:
+    rows = [
+        [formats.escape(floor_name(str(row["strategy"]))), _accuracy(dict(row)), formats.score(row["test_macro_f1"])]
+        for _, row in table[table["kind"] == "floor"].iterrows()
+    ]
+    return formats.markdown_table(["floor", f"test accuracy [{100 * confidence:g} %]", "macro-F1"], rows)
+
+
+def _measured(
+    loaded: Comparison, table: pd.DataFrame, verdict: Verdict, scores: dict[str, SeedScores], confidence: float
+) -> list[str]:
+    """How the numbers came about, one sentence per line of markdown."""
+    records = pd.concat([loaded.studies, loaded.runs], ignore_index=True)
+    lines = []
+    sizes = [
+        (split, _one(records[column]))
+        for split, column in (
+            ("train", schema.PARAM_TRAIN_SIZE),
+            ("validation", schema.PARAM_VALIDATION_SIZE),
+            ("test", schema.PARAM_TEST_SIZE),
+        )
+    ]
+    if any(value for _, value in sizes):
+        lines.append("Splits: " + ", ".join(f"{value} {split}" for split, value in sizes if value) + " items.")
+    metric = _one(loaded.studies[schema.PARAM_METRIC])
+    lines.append(
+        f"Trials saw train and validation only{f', and were chosen by {formats.code(metric)}' if metric else ''}; "
+        "the validation scores of winners are therefore optimistic."
+    )
+    finals = loaded.runs[(loaded.runs["kind"] == schema.KIND_FINAL) & (loaded.runs["use"] == "counted")]
+    if len(finals):
+        lines.append("Each final chose its epoch on validation and was scored once on the test split.")
+        used = {frozenset(group[schema.PARAM_SEED].dropna().astype(int)) for _, group in finals.groupby("study")}
+        seeds = ", ".join(map(str, sorted(frozenset().union(*used))))
+        if seeds:
+            same = ", the same for every strategy" if len(used) == 1 and len(verdict.differences) else ""
+            lines.append(f"Seeds of the finals: {seeds}{same}.")
+    methods = dict.fromkeys(table.loc[table["test_accuracy"].notna(), "interval_method"])
+    lines += [_METHODS[method].format(confidence=f"{100 * confidence:g} %") for method in methods]
+    if any(scores[label].groups is not None for label in scores):
+        lines.append("Test items of one group (those that share a source) are drawn together.")
+    if verdict.differences:
+        lines.append(
+            "A difference is paired by seed and test item where predictions allow it, and is a tie when its interval "
+            "contains zero; the intervals are not corrected for the number of strategies."
+        )
+    sized = table.loc[(table["kind"] == "strategy") & (table["seeds"] > 0), "seeds"]
+    if len(sized) and sized.min() < 5:
+        lines.append("With so few seeds, the spread between seeds is known only roughly.")
+    for what, column in (
+        ("Epoch ceiling", schema.PARAM_EPOCHS),
+        ("Batch size", schema.PARAM_BATCH_SIZE),
+        ("Sampler", schema.PARAM_SAMPLER),
+        ("Pruner", schema.PARAM_PRUNER),
+        ("Head", schema.PARAM_HEAD),
+        ("Pooling", schema.PARAM_POOLING),
+        ("Device", schema.PARAM_DEVICE),
+        ("Precision", schema.PARAM_PRECISION),
+    ):
+        value = _one(records[column])
+        if value:
+            lines.append(f"{what}: {formats.escape(value)}.")
+    return lines
+
+
+_METHODS = {
+    METHOD_BOOTSTRAP: "Intervals ({confidence}): percentile bootstrap over seeds and test items, 2,000 resamples.",
+    METHOD_T: "Intervals ({confidence}) without logged predictions: Student's t over seeds, blind to the test items.",
+    METHOD_SCORE: "Intervals ({confidence}) of a single score: Wilson's over test items, blind to seeds.",
+    METHOD_NONE: "Scores without an interval: one seed, and neither predictions nor a test size were logged.",
+}
+
+
+def _data(loaded: Comparison) -> list[str]:
+    lines = []
+    prints = _texts(loaded.studies["data_fingerprint"])
+    if prints:
+        lines.append(f"Fingerprint: {', '.join(formats.code(value) for value in prints)}.")
+    sizes = loaded.data_summary.get("sizes")
+    logged = pd.concat([loaded.studies, loaded.runs])[schema.PARAM_TRAIN_SIZE].notna().any()
+    if isinstance(sizes, dict) and sizes and not logged:  # else among what was measured
+        shown = ", ".join(f"{formats.setting(number)} {formats.escape(split)}" for split, number in sizes.items())
+        lines.append(f"Items: {shown}.")
+    groups = loaded.data_summary.get("groups")
+    if isinstance(groups, dict) and any(groups.values()):
+        shown = ", ".join(f"{number} {formats.escape(split)}" for split, number in groups.items() if number)
+        lines.append(f"Groups of items that stay in one split: {shown}.")
+    return lines
+
+
+def _classes_markdown(summary: dict[str, Any]) -> str:
+    """Rows of each class by split; ``class_counts`` of the data summary is split -> {label: count}."""
+    splits = summary.get("class_counts")
+    if not isinstance(splits, dict) or not all(isinstance(counts, dict) for counts in splits.values()):
+        return ""
+    try:
+        numbers = {str(split): {str(k): int(v) for k, v in counts.items()} for split, counts in splits.items()}
+    except (TypeError, ValueError):
+        return ""
+    names = list(dict.fromkeys(name for counts in numbers.values() for name in counts))
+    names.sort(key=lambda name: -sum(counts.get(name, 0) for counts in numbers.values()))
+
+    def cell(split: str, chosen: list[str]) -> str:
+        number, total = sum(numbers[split].get(n, 0) for n in chosen), sum(numbers[split].values())
+        return f"{number} ({formats.percent(100 * number / total)})" if total and number else str(number)
+
+    rows = [[formats.escape(name), *(cell(split, [name]) for split in numbers)] for name in names[:_MOST_LABELS]]
+    rest = names[_MOST_LABELS:]
+    if rest:
+        rows.append([f"*{len(rest)} other classes*", *(cell(split, rest) for split in numbers)])
+    return formats.markdown_table(["class", *(formats.escape(split) for split in numbers)], rows)
+
+
+def _versions(versions: dict[str, str]) -> str:
+    first = [package for package in _PACKAGES if package in versions]
+    ordered = first + sorted(set(versions) - set(first))
+    return ", ".join(f"{formats.escape(package)} {formats.escape(versions[package])}" for package in ordered)
+
+
+def _alt_text(table: pd.DataFrame, loaded: Comparison) -> str:
+    points = [
+        f"{row['strategy']} {formats.score(row['test_accuracy'])} with {formats.count(row['trainable_params'])}"
+        for row in _strategies(table)
+        if pd.notna(row["test_accuracy"]) and pd.notna(row["trainable_params"])
+    ]
+    return formats.escape(f"Test accuracy against trainable parameters: {'; '.join(points)}.", limit=600)
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    return formats.score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
+
+
+def _of(number: float, asked: float, *, always: bool = False) -> str:
+    """``3``, or ``2 of 3`` where fewer than asked (or ``always``)."""
+    if formats.is_missing(number):
+        return formats.MISSING
+    if formats.is_missing(asked) or (asked <= number and not always):
+        return f"{number:.0f}"
+    return f"{number:.0f} of {asked:.0f}"
+
+
+def _texts(column: pd.Series) -> list[str]:
+    """The different texts of a column in order, without what is missing."""
+    return list(dict.fromkeys(formats.setting(value) for value in column if not formats.is_missing(value)))
+
+
+def _one(column: pd.Series) -> str:
+    """The value of a column that should have one; several are joined by commas, none is empty text."""
+    return ", ".join(_texts(column))
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

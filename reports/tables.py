@@ -1,0 +1,221 @@
+"""What a report tabulates, as DataFrames of plain values (NaN where unknown); ``render`` turns them into markdown."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pandas as pd
+
+from reports.formats import is_missing
+from reports.load import Comparison
+from reports.stats import SeedScores, accuracy_interval, seed_scores
+from sweeper import schema
+
+__all__ = [
+    "ACCOUNT_STATES",
+    "accounting_table",
+    "best_trial",
+    "comparison_table",
+    "earlier_finals",
+    "floor_scores",
+    "hyperparameters_table",
+    "strategy_scores",
+]
+
+#: Columns of the accounting table that count trials, in this order.
+ACCOUNT_STATES = (
+    schema.STATE_COMPLETE,
+    schema.STATE_PRUNED,
+    schema.STATE_DIVERGED,
+    schema.STATE_FAILED,
+    schema.STATE_INTERRUPTED,
+    schema.STATE_RUNNING,
+)
+_FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, schema.STATE_FAILED)
+
+
+def strategy_scores(comparison: Comparison) -> dict[str, SeedScores]:
+    """Strategy label -> the test scores of its counted finals; empty scores where there are none."""
+    return {
+        study["label"]: seed_scores(comparison.finals(study["study"]), comparison.predictions)
+        for _, study in comparison.studies.iterrows()
+    }
+
+
+def floor_scores(comparison: Comparison) -> dict[str, SeedScores]:
+    """Floor name -> its test score."""
+    return {
+        str(name): seed_scores(rows, comparison.predictions, fixed=True)
+        for name, rows in comparison.floors.groupby(schema.PARAM_FLOOR)
+    }
+
+
+def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
+    """The trial whose configuration won a study, or ``None`` when none completed.
+
+    The counted finals name it; before they ran, it is the complete trial that carries the study's winner or else the
+    one with the best value of what the study selects by (least for a loss).
+    """
+    trials = comparison.trials(study["study"])
+    complete = trials[trials["state"] == schema.STATE_COMPLETE]
+    if complete.empty:
+        return None
+    named = set(comparison.finals(study["study"])[schema.PARAM_TRIAL].dropna())
+    won = complete[complete[schema.PARAM_TRIAL].isin(named)]
+    if won.empty and not is_missing(study["configuration"]):
+        won = complete[complete["configuration"] == study["configuration"]]
+    if not won.empty:
+        return won.iloc[-1]
+    metric = study[schema.PARAM_METRIC]
+    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
+    column = f"best_{metric}" if f"best_{metric}" in complete.columns else metric
+    values = pd.to_numeric(complete.get(column, pd.Series(math.nan, index=complete.index)), errors="coerce").dropna()
+    if values.empty:
+        return None
+    return complete.loc[values.idxmin() if metric.endswith("loss") else values.idxmax()]
+
+
+def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.DataFrame:
+    """One row per strategy, fewest trainable parameters first, then one row per floor.
+
+    Columns: ``strategy`` (a floor's name in its row), ``kind`` (``strategy`` or ``floor``), ``trainable_params`` and
+    its ``_head`` and ``_backbone`` parts, ``total_params``, ``trainable_pct``, ``test_accuracy`` with ``_low`` and
+    ``_high``, ``interval_method``, ``test_macro_f1``, ``seeds`` (finals counted), ``seeds_asked``,
+    ``best_validation_accuracy`` (of the winning trial), ``train_seconds`` (mean per final), ``tuning_seconds``,
+    ``trials`` (finished), ``stored_bytes``, ``peak_memory_mb`` (highest of the finals). Sizes come from the finals,
+    from the winning trial where there are none.
+
+    Raises:
+        ConfigError: ``confidence`` is not between 0 and 1.
+    """
+    scores = strategy_scores(comparison)
+    rows = [_strategy_row(comparison, study, scores[study["label"]], confidence) for _, study in _studies(comparison)]
+    table = pd.DataFrame(rows)
+    table = table.sort_values(["trainable_params", "strategy"], na_position="last", ignore_index=True)
+    floors = []
+    for name, score in floor_scores(comparison).items():
+        interval = accuracy_interval(score, confidence=confidence)
+        run = comparison.floors[comparison.floors[schema.PARAM_FLOOR] == name].iloc[0]
+        floors.append(
+            {"strategy": name, "kind": "floor", "test_macro_f1": run[schema.TEST_MACRO_F1]}
+            | {"test_accuracy": interval.mean, "test_accuracy_low": interval.low, "test_accuracy_high": interval.high}
+            | {"interval_method": interval.method}
+        )
+    floors.sort(key=lambda row: row["test_accuracy"])
+    return pd.DataFrame([*table.to_dict("records"), *floors], columns=table.columns)
+
+
+def _studies(comparison: Comparison) -> list[tuple[object, pd.Series]]:
+    """The studies, fewest trainable parameters first: every table of a report has the same order."""
+    sizes = comparison.runs.groupby("study")[schema.TRAINABLE_PARAMS].max()
+    studies = comparison.studies.assign(_size=comparison.studies["study"].map(sizes).astype(float))
+    return list(studies.sort_values(["_size", "label"], na_position="last").drop(columns="_size").iterrows())
+
+
+def _strategy_row(comparison: Comparison, study: pd.Series, scores: SeedScores, confidence: float) -> dict[str, object]:
+    finals = comparison.finals(study["study"])
+    trials = comparison.trials(study["study"])
+    trial = best_trial(comparison, study)
+    interval = accuracy_interval(scores, confidence=confidence)
+
+    def measured(metric: str, how: str = "mean") -> float:
+        """A metric over the finals, else of the winning trial, else unknown."""
+        logged = finals[metric].dropna()
+        if len(logged):
+            return float(logged.agg(how))
+        return math.nan if trial is None else float(trial[metric])
+
+    tuning = study[schema.TUNING_SECONDS]
+    spent = trials[schema.TRAIN_SECONDS].dropna()
+    return {
+        "strategy": study["label"],
+        "kind": "strategy",
+        **{metric: measured(metric) for metric in schema.SIZE_METRICS},
+        "test_accuracy": interval.mean,
+        "test_accuracy_low": interval.low,
+        "test_accuracy_high": interval.high,
+        "interval_method": interval.method,
+        "test_macro_f1": float(finals[schema.TEST_MACRO_F1].mean()) if len(finals) else math.nan,
+        "seeds": float(len(finals)),
+        "seeds_asked": _number(study[schema.PARAM_FINAL_SEEDS]),
+        "best_validation_accuracy": math.nan if trial is None else float(trial[schema.BEST_VALIDATION_ACCURACY]),
+        "train_seconds": float(finals[schema.TRAIN_SECONDS].mean()) if len(finals) else math.nan,
+        "tuning_seconds": float(spent.sum()) if is_missing(tuning) and len(spent) else _number(tuning),
+        "trials": float(trials["state"].isin(_FINISHED).sum()),
+        "peak_memory_mb": measured(schema.PEAK_MEMORY_MB, "max"),
+    }
+
+
+def hyperparameters_table(comparison: Comparison) -> pd.DataFrame:
+    """The winning configuration of each strategy that has one.
+
+    Columns: ``strategy``, ``trial`` (its number), ``hyperparameters`` (name -> value of what was searched),
+    ``metric`` (what selected it), ``best_validation_accuracy``, ``best_validation_macro_f1``,
+    ``best_validation_loss``, ``best_epoch`` (1-based), ``epochs`` (the ceiling).
+    """
+    columns = ["strategy", "trial", "hyperparameters", "metric", schema.BEST_VALIDATION_ACCURACY]
+    columns += [schema.BEST_VALIDATION_MACRO_F1, schema.BEST_VALIDATION_LOSS, schema.BEST_EPOCH, schema.PARAM_EPOCHS]
+    rows = []
+    for _, study in _studies(comparison):
+        trial = best_trial(comparison, study)
+        if trial is None:
+            continue
+        names = [] if is_missing(study[schema.PARAM_SEARCHED]) else str(study[schema.PARAM_SEARCHED]).split(",")
+        searched = {name.strip(): trial.get(name.strip()) for name in names}
+        rows.append(
+            {"strategy": study["label"], "trial": trial[schema.PARAM_TRIAL], "metric": study[schema.PARAM_METRIC]}
+            | {"hyperparameters": {name: value for name, value in searched.items() if not is_missing(value)}}
+            | {column: _number(trial[column]) for column in columns[4:]}
+        )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def accounting_table(comparison: Comparison) -> pd.DataFrame:
+    """What became of every trial.
+
+    Columns: ``strategy``, ``asked`` (``n_trials``), one count per state of ``ACCOUNT_STATES``, ``finished`` (complete
+    + pruned + diverged + failed), ``state`` of the study and ``study_reason``, ``unequal`` (cut short by a timeout, or
+    fewer finished trials than another study), ``reasons`` (state -> {reason: how often}), ``finals_failed`` (finals
+    that ended without a test score) and ``finals_reasons``. Where no trial run was logged, the counts are those that
+    the study itself logged.
+    """
+    rows = []
+    for _, study in _studies(comparison):
+        trials = comparison.trials(study["study"])
+        states = trials["state"].where(trials["state"].isin(ACCOUNT_STATES), schema.STATE_RUNNING)
+        counts = {state: int((states == state).sum()) for state in ACCOUNT_STATES}
+        if trials.empty:
+            counts = {state: int(_number(study.get(schema.COUNT_PREFIX + state), 0.0)) for state in ACCOUNT_STATES}
+        reasons: dict[str, dict[str, int]] = {}
+        for state in ACCOUNT_STATES[1:]:
+            given = trials.loc[states == state, "reason"].dropna()
+            if len(given):
+                reasons[state] = dict(Counter(" ".join(str(reason).split()) for reason in given).most_common())
+        unscored = comparison.finals(study["study"], "ignored")
+        failed = unscored[unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))]
+        rows.append(
+            {"strategy": study["label"], "asked": _number(study[schema.PARAM_N_TRIALS]), **counts}
+            | {"finished": sum(counts[state] for state in _FINISHED)}
+            | {"state": study["state"], "study_reason": study["reason"], "reasons": reasons}
+            | {"finals_failed": len(failed), "finals_reasons": dict(Counter(failed["reason"].dropna()).most_common())}
+        )
+    table = pd.DataFrame(rows)
+    short = table["finished"] < table["finished"].max()
+    table["unequal"] = (table["state"] == schema.STATE_TIMEOUT) | short
+    return table
+
+
+def earlier_finals(comparison: Comparison) -> dict[str, int]:
+    """Strategy label -> how often the test split was scored for finals that no longer count; zero is left out."""
+    counts = {study["label"]: len(comparison.finals(study["study"], "earlier")) for _, study in _studies(comparison)}
+    return {label: number for label, number in counts.items() if number}
+
+
+def _number(value: object, default: float = math.nan) -> float:
+    if is_missing(value):
+        return default
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return default

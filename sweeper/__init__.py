@@ -1,0 +1,1 @@
+"""The engine: composes, samples, trains, records."""

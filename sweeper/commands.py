@@ -1,0 +1,427 @@
+"""The commands behind ``make sweep``, ``make compare`` and ``make report``: configurations in, runs and a report out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import optuna
+import pandas as pd
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from reports import Report, build_report
+from sweeper import schema
+from sweeper.assets import fetch
+from sweeper.config import Config, check, natural_direction
+from sweeper.data import TextDataset, load_dataset
+from sweeper.data.floors import floors
+from sweeper.errors import ConfigError, StudyError
+from sweeper.estimate import estimate
+from sweeper.interruption import Interrupted
+from sweeper.objective import Task
+from sweeper.progress import Progress, duration
+from sweeper.search_space import LEARNING_RATE, StrategySpec, parse_strategy
+from sweeper.study import Plan, run_study
+from sweeper.tracking import Tracker, versions
+from sweeper.training.trainer import TrainerSettings, resolve_precision
+
+__all__ = ["report", "run"]
+
+#: What may differ between the studies of one comparison, or grow when one is continued.
+_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final")
+
+
+def run(configs: Sequence[Config], command: str) -> None:
+    """Run a study for each configuration, all validated before the first trial, and write one report.
+
+    Args:
+        configs: composed configurations that differ in their strategy only.
+        command: the command line that reproduces them.
+
+    Raises:
+        ConfigError: every mistake of every configuration.
+        AssetError, DataError, StudyError: see there.
+    """
+    _quieten_libraries()
+    config = configs[0]
+    console = Console()
+    specs = _validate(configs)
+    dataset, task = _load(config, console)
+    _check_model(task, specs)
+    plans = [_plan(item, spec, dataset, task, command) for item, spec in zip(configs, specs, strict=True)]
+    if config.dry_run:
+        _print_dry_run(configs, plans, task, console)
+        return
+
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with _owner(output_dir), Progress(console, config.verbosity) as progress:
+        tracker = Tracker(_tracking_uri(config), config.tracking.experiment, output_dir / "artifacts")
+        storage = optuna.storages.RDBStorage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
+        _log_floors(plans[0], dataset, tracker, progress)
+        try:
+            for plan in plans:
+                finished = _finished_trials(plan, storage)
+                progress.study_started(
+                    plan.strategy, plan.n_trials, plan.final_seeds, task.settings.epochs, min(finished, plan.n_trials)
+                )
+                run_study(
+                    plan, task, storage=storage, tracker=tracker, progress=progress, models_dir=output_dir / "models"
+                )
+        except Interrupted as interrupted:
+            raise StudyError(
+                f"stopped by {interrupted}; every run is closed and nothing finished is lost",
+                "The same command continues where this one stopped.",
+            ) from None
+    if config.verbosity != "quiet":
+        console.print("Writing the report ...")
+    _print_report(_build_report(config, plans[0].comparison), config, console)
+
+
+def report(config: Config) -> None:
+    """Rebuild the report of ``report.comparison`` from MLflow alone.
+
+    Raises:
+        ConfigError: there is no such comparison.
+    """
+    _print_report(_build_report(config, config.report.comparison), config, Console())
+
+
+# --- before the first trial --------------------------------------------------------------------------------------
+
+
+def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
+    problems: list[str] = check(configs[0])
+    specs: list[StrategySpec] = []
+    for config in configs:
+        raw = OmegaConf.to_container(config.strategy, resolve=True)  # type: ignore[call-overload]
+        spec, mistakes = parse_strategy(raw, config.trainer.learning_rate)
+        problems += [problem if len(configs) == 1 else f"{raw.get('name')}: {problem}" for problem in mistakes]
+        if spec is not None:
+            specs.append(spec)
+    try:
+        resolve_precision(configs[0].trainer.precision)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), "DRY_RUN=1 shows the composed configuration.")
+    return specs
+
+
+def _load(config: Config, console: Console) -> tuple[TextDataset, Task]:
+    if config.verbosity != "quiet":
+        console.print(f"Loading {config.dataset.name} and {config.model.name} ...")
+    data = config.dataset
+    dataset = load_dataset(
+        data.name,
+        train_size=data.train_size,
+        validation_size=data.validation_size,
+        test_size=data.test_size,
+        seed=data.seed,
+    )
+    for warning in dataset.summary.get("warnings", []):
+        console.print(f"[yellow]data:[/yellow] {warning}", highlight=False)
+    model = config.model
+    source = {"asset": lambda: fetch(model.name), "local": lambda: model.path, "hub": lambda: model.name}[model.source]()
+    trainer = config.trainer
+    settings = TrainerSettings(
+        epochs=trainer.epochs,
+        batch_size=trainer.batch_size,
+        weight_decay=trainer.weight_decay,
+        warmup_ratio=trainer.warmup_ratio,
+        max_grad_norm=trainer.max_grad_norm,
+        precision=resolve_precision(trainer.precision),
+        gradient_accumulation_steps=trainer.gradient_accumulation_steps,
+        length_grouping=trainer.length_grouping,
+        early_stopping_patience=trainer.early_stopping_patience,
+        early_stopping_metric=trainer.early_stopping_metric,
+        metric=config.study.metric,
+        maximize=natural_direction(config.study.metric) == "maximize",
+    )
+    task = Task.load(
+        dataset,
+        source,
+        head=model.head,
+        pooling=model.pooling,
+        revision=model.revision,
+        max_length=data.max_length,
+        settings=settings,
+    )
+    return dataset, task
+
+
+def _check_model(task: Task, specs: Sequence[StrategySpec]) -> None:
+    """Prepare the model at both ends of each search space, so that no trial fails on a rank or a depth."""
+    problems = []
+    for spec in specs:
+        for corner in spec.corners():
+            try:
+                task.prepare(spec.build(corner)[0], seed=0)
+            except ValueError as error:
+                problems.append(f"strategy={spec.cls.name}: {error}")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), "Change strategy.* or strategy.search_space.* accordingly.")
+
+
+def _plan(config: Config, spec: StrategySpec, dataset: TextDataset, task: Task, command: str) -> Plan:
+    raw: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    measured = {key: value for key, value in raw.items() if key not in _NOT_MEASURED}
+    study = measured.pop("study")
+    measured["study"] = {key: study[key] for key in ("seed", "sampler", "pruner", "metric")}
+    measured["data"] = dataset.fingerprint
+    measured["precision"] = task.settings.precision
+    strategy = measured.pop("strategy")
+    shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
+    model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
+    prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"
+    comparison = f"{prefix}-{_digest(shared)}"
+    name = config.study.name or f"{prefix}-{spec.cls.name}-{_digest({**measured, 'strategy': strategy})}"
+    tags = {
+        schema.TAG_COMPARISON: comparison,
+        schema.TAG_STUDY: name,
+        schema.TAG_STRATEGY: spec.cls.name,
+        schema.TAG_MODEL: model,
+        schema.TAG_DATASET: config.dataset.name,
+    }
+    params = {
+        schema.PARAM_STRATEGY: spec.cls.name,
+        schema.PARAM_MODEL: model,
+        schema.PARAM_DATASET: config.dataset.name,
+        schema.PARAM_EPOCHS: config.trainer.epochs,
+        schema.PARAM_BATCH_SIZE: config.trainer.batch_size,
+        schema.PARAM_TRAIN_SIZE: len(dataset.train),
+        schema.PARAM_VALIDATION_SIZE: len(dataset.validation),
+        schema.PARAM_TEST_SIZE: len(dataset.test),
+        schema.PARAM_PRECISION: task.settings.precision,
+        schema.PARAM_DEVICE: _device(),
+        schema.PARAM_HEAD: config.model.head,
+        schema.PARAM_POOLING: config.model.pooling,
+        schema.PARAM_METRIC: config.study.metric,
+        schema.PARAM_SAMPLER: config.study.sampler,
+        schema.PARAM_PRUNER: config.study.pruner,
+    }
+    truncated = {split: getattr(task, split).truncated for split in ("train", "validation", "test")}
+    return Plan(
+        study=name,
+        comparison=comparison,
+        strategy=spec.cls.name,
+        spec=spec,
+        n_trials=config.study.n_trials,
+        timeout=config.study.timeout,
+        seed=config.study.seed,
+        sampler=config.study.sampler,
+        pruner=config.study.pruner,
+        metric=config.study.metric,
+        maximize=task.settings.maximize,
+        final_seeds=config.final.seeds,
+        max_failure_rate=config.study.max_failure_rate,
+        tags=tags,
+        params=params,
+        study_tags={
+            schema.TAG_COMMAND: command,
+            schema.TAG_GIT: _git_revision(),
+            schema.TAG_FINGERPRINT: dataset.fingerprint,
+        },
+        files={
+            schema.ARTIFACT_CONFIG: OmegaConf.to_yaml(config, resolve=True),
+            schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
+            schema.ARTIFACT_DATA_SUMMARY: json.dumps(
+                {**dataset.summary, "label_names": list(dataset.label_names), "truncated": truncated}, indent=2
+            ),
+        },
+    )
+
+
+def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task, console: Console) -> None:
+    console.print(OmegaConf.to_yaml(configs[0], resolve=True), highlight=False, markup=False)
+    table = Table(title=f"{plans[0].comparison}: nothing is started", title_justify="left")
+    for column in ("strategy", "search space", "trainable parameters", "total", "time, about"):
+        table.add_column(column, justify="left" if column in ("strategy", "search space") else "right")
+    total_seconds = 0.0
+    for plan in plans:
+        guess = estimate(task, plan.spec, plan.n_trials, plan.final_seeds)
+        total_seconds += guess.seconds
+        space = "\n".join(f"{name}: {_describe(distribution)}" for name, distribution in plan.spec.space.items())
+        low, high = guess.trainable_params
+        trainable = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        table.add_row(plan.strategy, space, trainable, f"{guess.total_params:,}", duration(guess.seconds))
+    console.print(table)
+    console.print(
+        f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "
+        f"about {duration(total_seconds)} in all, from a few timed steps."
+    )
+
+
+# --- around the studies ------------------------------------------------------------------------------------------
+
+
+class _owner:
+    """The lock by which one process owns an output folder."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self._folder = output_dir
+        self._lock = filelock.FileLock(output_dir / ".lock")
+
+    def __enter__(self) -> None:
+        note = self._folder / ".owner"
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            owner = note.read_text().strip() if note.exists() else "another process"
+            raise StudyError(
+                f"{self._folder} is in use by {owner}",
+                "Wait until it ends, or give this run its own folder: output_dir=<folder>.",
+            ) from None
+        note.write_text(f"process {os.getpid()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
+
+    def __exit__(self, *_: object) -> None:
+        (self._folder / ".owner").unlink(missing_ok=True)
+        self._lock.release()
+
+
+def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Progress) -> None:
+    """Score the floors of a comparison once."""
+    if tracker.find({schema.TAG_COMPARISON: plan.comparison, schema.TAG_KIND: schema.KIND_FLOOR}):
+        return
+    progress.note("Scoring the floors: majority class, TF-IDF + logistic regression ...")
+    tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
+    for floor in floors(dataset):
+        params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
+        run_id = tracker.start(schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name})
+        split = dataset.test
+        predictions = pd.DataFrame(
+            {
+                "item": split.items,
+                "group": split.groups if split.groups is not None else "",
+                "label": split.labels,
+                "prediction": floor.predictions,
+                "probability": floor.probabilities.round(6),
+            }
+        )
+        tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
+        metrics = {
+            schema.VALIDATION_ACCURACY: floor.validation_accuracy,
+            schema.TEST_ACCURACY: floor.test_accuracy,
+            schema.TEST_MACRO_F1: floor.test_macro_f1,
+            schema.TRAINABLE_PARAMS: floor.trainable_params,
+            schema.TRAIN_SECONDS: floor.seconds,
+        }
+        tracker.finish(run_id, schema.STATE_COMPLETE, metrics=metrics)
+
+
+def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:
+    try:
+        study = optuna.load_study(study_name=plan.study, storage=storage)
+    except KeyError:
+        return 0
+    states = [trial.user_attrs.get("state") for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return sum(state != schema.STATE_INTERRUPTED for state in states)
+
+
+def _build_report(config: Config, comparison: str | None) -> Report:
+    return build_report(
+        _tracking_uri(config),
+        reports_dir=Path(config.output_dir) / "reports",
+        comparison=comparison,
+        confidence=config.report.confidence,
+    )
+
+
+def _print_report(report: Report, config: Config, console: Console) -> None:
+    table = Table(title=report.comparison, title_justify="left")
+    columns = ("strategy", "trainable parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "strategy" else "right")
+    for row in report.table.to_dict("records"):
+        table.add_row(*_row(row))
+    console.print(table)
+    console.print(report.summary, highlight=False, soft_wrap=True)
+    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
+    console.print("MLflow UI: make ui", highlight=False)
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if row["kind"] == "floor":
+        return (f"floor: {row['strategy']}", "", f"{row['test_accuracy']:.3f}", _interval(row), "")
+    tested = not math.isnan(row["test_accuracy"])
+    seconds = [row["tuning_seconds"], row["train_seconds"] * row["seeds"]]
+    return (
+        str(row["strategy"]),
+        "" if math.isnan(row["trainable_params"]) else f"{row['trainable_params']:,.0f}",
+        f"{row['test_accuracy']:.3f}" if tested else "no final",
+        _interval(row) if tested else "",
+        duration(sum(value for value in seconds if not math.isnan(value))),
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = row["test_accuracy_low"], row["test_accuracy_high"]
+    return "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
+
+
+def _tracking_uri(config: Config) -> str:
+    return config.tracking.uri or f"sqlite:///{Path(config.output_dir) / 'mlflow.db'}"
+
+
+# --- small things ------------------------------------------------------------------------------------------------
+
+
+def _quieten_libraries() -> None:
+    """The libraries' own bars and advice would bury what a person follows; real warnings are ours to give."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("._") or "unnamed"
+
+
+def _describe(distribution: optuna.distributions.BaseDistribution) -> str:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return f"one of {', '.join(map(str, distribution.choices))}"
+    bounds = f"{distribution.low:g} to {distribution.high:g}"  # type: ignore[attr-defined]
+    return f"{bounds}, log scale" if distribution.log else bounds  # type: ignore[attr-defined]
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _git_revision() -> str:
+    """The revision of this clone, ``-dirty`` where files differ from it; ``installed package`` outside of one."""
+    folder = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )
+        tracked = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "installed package"
+    return result.stdout.strip() if tracked.returncode == 0 else "installed package"

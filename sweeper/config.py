@@ -1,0 +1,209 @@
+"""Every public configuration key with its type, default and meaning, and the check of their values.
+
+Hydra composes ``conf/`` into a :class:`Config`. :func:`check` collects all mistakes at once; what passes it becomes
+plain arguments (:class:`~sweeper.study.Plan`, :class:`~sweeper.training.trainer.TrainerSettings`), and no module
+below the entry point sees a config object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from sweeper.errors import near_matches
+
+__all__ = ["Config", "check", "config_dir", "register"]
+
+METRICS = ("validation_accuracy", "validation_macro_f1", "validation_loss")
+SAMPLERS = ("tpe", "random", "gp")
+PRUNERS = ("none", "median", "hyperband", "successive_halving")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+VERBOSITIES = ("quiet", "normal", "verbose")
+MODEL_SOURCES = ("asset", "hub", "local")
+HEADS = ("linear", "mlp", "native")
+POOLINGS = ("mean", "first", "max", "native")
+
+
+@dataclass
+class ModelConfig:
+    """The pretrained model, its pooling and its head."""
+
+    name: str = MISSING  # shown in names of studies; with source hub, the hub's name
+    source: str = MISSING  # asset = embedded, hub, or local
+    modality: str = "text"
+    path: str | None = None  # folder with a transformers checkpoint, for source local
+    revision: str | None = None  # commit or tag, for source hub
+    head: str = "linear"  # linear | mlp | native
+    pooling: str = "mean"  # mean | first | max | native
+
+
+@dataclass
+class DatasetConfig:
+    """The labelled data and how much of it is used."""
+
+    name: str = MISSING
+    modality: str = "text"
+    train_size: int | None = None  # examples; null = all
+    validation_size: int | None = None
+    test_size: int | None = None
+    seed: int = 42  # of the stratified sub-samples
+    max_length: int = 128  # tokens; longer texts are cut
+
+
+@dataclass
+class StudyConfig:
+    """The Optuna study."""
+
+    name: str | None = None  # null = model-dataset-strategy-<hash of what is measured>
+    n_trials: int = 6  # total of completed, pruned, diverged and failed trials
+    timeout: float | None = None  # seconds; no trial starts later
+    seed: int = 42
+    sampler: str = "tpe"  # tpe | random | gp
+    pruner: str = "median"  # none | median | hyperband | successive_halving
+    metric: str = "validation_accuracy"  # validation_accuracy | validation_macro_f1 | validation_loss
+    direction: str | None = None  # null = the metric's own
+    storage: str | None = None  # an Optuna storage URL; null = sqlite in output_dir
+    max_failure_rate: float = 0.5  # stop when more than this share of at least 3 trials failed
+
+
+@dataclass
+class TrainerConfig:
+    """The training run of one configuration."""
+
+    epochs: int = 3  # at most
+    batch_size: int = 16
+    learning_rate: float | None = None  # a fixed rate; needs strategy.search_space.learning_rate=null
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1  # part of all steps
+    max_grad_norm: float = 1.0
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    gradient_accumulation_steps: int = 1
+    length_grouping: bool = True  # batches of similar length
+    early_stopping_patience: int = 0  # epochs without improvement before a run stops; 0 = off
+    early_stopping_metric: str = "validation_loss"
+
+
+@dataclass
+class FinalConfig:
+    """The retraining of the best configuration, scored on the test split."""
+
+    seeds: int = 3
+
+
+@dataclass
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str | None = None  # null = sqlite in output_dir
+    experiment: str = "thawline"
+
+
+@dataclass
+class ReportConfig:
+    """The markdown report."""
+
+    comparison: str | None = None  # make report: which one; null = the newest
+    confidence: float = 0.95
+
+
+@dataclass
+class Config:
+    """The whole configuration."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    strategy: dict[str, Any] = field(default_factory=dict)  # its name, fields and search_space
+    study: StudyConfig = field(default_factory=StudyConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    final: FinalConfig = field(default_factory=FinalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    output_dir: str = "outputs"
+    dry_run: bool = False
+    verbosity: str = "normal"  # quiet | normal | verbose
+
+
+def register() -> None:
+    """Make the schema known to Hydra as ``schema``, the first entry of ``conf/config.yaml``."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def config_dir() -> Path:
+    """The folder ``conf/``: inside the installed package, or beside it in a clone."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def check(config: Config) -> list[str]:
+    """Every impossible value of a composed configuration, each as one line; none where all is well.
+
+    The strategy's fields and search space are checked by :func:`sweeper.search_space.parse_strategy`.
+    """
+    problems: list[str] = []
+    for group, key, minimum in _MINIMA:
+        value = getattr(getattr(config, group), key)
+        if value is not None and value < minimum:
+            problems.append(f"{group}.{key}={value}: must be at least {minimum}")
+    for group, key, low, high in _INTERVALS:
+        value = getattr(getattr(config, group), key)
+        if not low <= value < high:
+            problems.append(f"{group}.{key}={value}: must be at least {low} and below {high}")
+    for group, key in (("study", "timeout"), ("trainer", "learning_rate"), ("trainer", "max_grad_norm")):
+        value = getattr(getattr(config, group), key)
+        if value is not None and value <= 0:
+            problems.append(f"{group}.{key}={value}: must be above 0")
+    for group, key, allowed in _CHOICES:
+        value = getattr(getattr(config, group) if group else config, key)
+        if value is not None and value not in allowed:
+            problems.append(f"{group}{'.' if group else ''}{key}={value}: {near_matches(str(value), allowed)}")
+    if config.study.direction == natural_direction(config.study.metric, opposite=True):
+        problems.append(f"study.direction={config.study.direction}: the wrong way for study.metric={config.study.metric}")
+    if config.model.source == "local" and not config.model.path:
+        problems.append("model.path is not given: model=local needs model.path=<folder with a checkpoint>")
+    if config.model.modality != config.dataset.modality:
+        problems.append(
+            f"model={config.model.name} takes {config.model.modality}, dataset={config.dataset.name} holds "
+            f"{config.dataset.modality}: choose a pair of one modality"
+        )
+    return problems
+
+
+def natural_direction(metric: str, *, opposite: bool = False) -> str:
+    """``minimize`` for a loss, ``maximize`` for a score, or the other way round."""
+    return "minimize" if metric.endswith("loss") != opposite else "maximize"
+
+
+_MINIMA = (
+    ("study", "n_trials", 1),
+    ("final", "seeds", 1),
+    ("trainer", "epochs", 1),
+    ("trainer", "batch_size", 1),
+    ("trainer", "gradient_accumulation_steps", 1),
+    ("trainer", "weight_decay", 0),
+    ("trainer", "early_stopping_patience", 0),
+    ("dataset", "train_size", 2),
+    ("dataset", "validation_size", 2),
+    ("dataset", "test_size", 2),
+    ("dataset", "max_length", 2),
+)
+_INTERVALS = (
+    ("trainer", "warmup_ratio", 0, 1),
+    ("study", "max_failure_rate", 0, 1.0000001),
+    ("report", "confidence", 0.5, 1),
+)
+_CHOICES = (
+    ("model", "source", MODEL_SOURCES),
+    ("model", "head", HEADS),
+    ("model", "pooling", POOLINGS),
+    ("study", "sampler", SAMPLERS),
+    ("study", "pruner", PRUNERS),
+    ("study", "metric", METRICS),
+    ("study", "direction", ("maximize", "minimize")),
+    ("trainer", "precision", PRECISIONS),
+    ("trainer", "early_stopping_metric", METRICS),
+    ("", "verbosity", VERBOSITIES),
+)

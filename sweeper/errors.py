@@ -1,0 +1,56 @@
+"""Every error the project raises on purpose; the command line prints them in two lines, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = ["AssetError", "ConfigError", "DataError", "StudyError", "ThawlineError", "near_matches"]
+
+
+class ThawlineError(Exception):
+    """Root of the project's errors: what was given and what is allowed, then what to do next.
+
+    Args:
+        message: what was given and what is allowed.
+        hint: the next step for the reader; printed on a line of its own.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ConfigError(ThawlineError):
+    """One or more mistakes in the configuration; ``problems`` lists each of them once."""
+
+    def __init__(self, problems: Sequence[str] | str, hint: str = "") -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        lines = self.problems if len(self.problems) == 1 else [f"{len(self.problems)} mistakes:"]
+        if len(self.problems) > 1:
+            lines = lines + [f"  - {problem}" for problem in self.problems]
+        super().__init__("\n".join(lines), hint)
+
+
+class AssetError(ThawlineError):
+    """An embedded model or dataset cannot be fetched, or what was fetched is not what was pinned."""
+
+
+class DataError(ThawlineError):
+    """The dataset cannot be used as asked: too few rows, one class only, a missing column."""
+
+
+class StudyError(ThawlineError):
+    """A study cannot be created, continued or finished."""
+
+
+def near_matches(given: str, allowed: Iterable[str]) -> str:
+    """``did you mean 'lora'? allowed: frozen, full, lora``: the allowed names, the likeliest first named."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    question = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
+    return f"{question}allowed: {', '.join(names)}"

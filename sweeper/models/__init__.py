@@ -1,0 +1,1 @@
+"""What ``conf/model`` names: pretrained models, their heads, and where their blocks are."""

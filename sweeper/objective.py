@@ -1,0 +1,204 @@
+"""One configuration, trained once: the model and the data of a comparison, and what a run on them gives."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import f1_score
+from torch import nn
+from transformers import DataCollatorWithPadding, set_seed
+
+from strategies import Strategy, count_parameters
+from sweeper import schema
+from sweeper.data import TextDataset
+from sweeper.data.tokenize import TokenizedSplit, tokenize
+from sweeper.models.text import PretrainedText, load_text_model
+from sweeper.search_space import StrategySpec
+from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit
+
+__all__ = ["Run", "Task", "TestScores", "derive_seed"]
+
+
+#: Lengths of padded batches, in tokens. Each new shape costs oneDNN (and cuBLAS) a kernel selection: with batches of
+#: any length, a first bf16 epoch on a CPU took several times as long as the later ones.
+PAD_TO_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class TestScores:
+    """A trained model on the test split; ``predictions`` has a row per item, in the split's order."""
+
+    metrics: dict[str, float]
+    predictions: pd.DataFrame
+
+
+@dataclass
+class Run:
+    """A trained configuration: the model with its best epoch's weights, and how it came about."""
+
+    strategy: Strategy
+    model: nn.Module
+    fit: FitResult
+    sizes: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """The single metrics of the schema that trials and finals share."""
+        best = self.fit.best
+        return {
+            schema.BEST_EPOCH: best.epoch,
+            schema.BEST_VALIDATION_ACCURACY: best.validation_accuracy,
+            schema.BEST_VALIDATION_MACRO_F1: best.validation_macro_f1,
+            schema.BEST_VALIDATION_LOSS: best.validation_loss,
+            schema.EPOCHS_RUN: len(self.fit.history),
+            schema.TRAIN_SECONDS: self.fit.train_seconds,
+            schema.PEAK_MEMORY_MB: self.fit.peak_memory_mb,
+            **self.sizes,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A pretrained model on a dataset: loaded and tokenised once, shared by all studies of a comparison."""
+
+    dataset: TextDataset
+    pretrained: PretrainedText
+    settings: TrainerSettings
+    train: TokenizedSplit
+    validation: TokenizedSplit
+    test: TokenizedSplit
+
+    @classmethod
+    def load(
+        cls,
+        dataset: TextDataset,
+        source: str | Path,
+        *,
+        head: str,
+        pooling: str,
+        revision: str | None,
+        max_length: int,
+        settings: TrainerSettings,
+    ) -> Task:
+        """Load the model and tokenise the data.
+
+        Raises:
+            ConfigError: the model cannot be loaded.
+        """
+        pretrained = load_text_model(
+            source, head=head, pooling=pooling, label_names=dataset.label_names, revision=revision
+        )
+        limit = min(max_length, pretrained.tokenizer.model_max_length)
+        tokenized = {
+            name: tokenize(getattr(dataset, name), pretrained.tokenizer, limit, by_length=name != "train")
+            for name in ("train", "validation", "test")
+        }
+        return cls(dataset, pretrained, settings, **tokenized)
+
+    def prepare(self, strategy: Strategy, seed: int) -> tuple[nn.Module, dict[str, float]]:
+        """A fresh model as the strategy wants it, and its sizes by the names of the schema.
+
+        Raises:
+            ValueError: the strategy does not fit the model.
+        """
+        set_seed(seed)
+        model = strategy.prepare(self.pretrained.fresh(seed), self.pretrained.layout)
+        counts = count_parameters(model, self.pretrained.layout)
+        return model, {
+            schema.TRAINABLE_PARAMS: counts["trainable"],
+            schema.TRAINABLE_PARAMS_HEAD: counts["head"],
+            schema.TRAINABLE_PARAMS_BACKBONE: counts["backbone"],
+            schema.TOTAL_PARAMS: counts["total"],
+            schema.TRAINABLE_PCT: 100 * counts["trainable"] / counts["total"],
+            schema.STORED_BYTES: counts["stored_bytes"],
+        }
+
+    def run(
+        self,
+        spec: StrategySpec,
+        configuration: Mapping[str, Any],
+        *,
+        seed: int,
+        on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+        on_step: Callable[[], None] = lambda: None,
+        on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
+    ) -> Run:
+        """Train one configuration on the train split, its best epoch chosen on the validation split.
+
+        Args:
+            spec: the strategy and its fixed values.
+            configuration: the searched values.
+            seed: of the head, of what the strategy adds, of the order of the data and of dropout.
+            on_epoch: see :func:`~sweeper.training.trainer.fit`.
+            on_step: likewise.
+            on_sizes: called with the model's sizes before training.
+
+        Raises:
+            Diverged: a loss is not finite.
+        """
+        strategy, learning_rate = spec.build(configuration)
+        model, sizes = self.prepare(strategy, seed)
+        on_sizes(sizes)
+        result = fit(
+            model,
+            self.pretrained.layout,
+            strategy,
+            train=self.train.examples,
+            validation=self.validation.examples,
+            collate=self._collate(),
+            settings=self.settings,
+            learning_rate=learning_rate,
+            seed=seed,
+            on_epoch=on_epoch,
+            on_step=on_step,
+        )
+        return Run(strategy, model, result, sizes)
+
+    def score_test(self, run: Run) -> TestScores:
+        """Score a trained model on the test split. Once per final: this is the only place that reads it."""
+        started = time.perf_counter()
+        output = run.fit.trainer.predict(self.test.examples)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - started
+        logits = np.empty_like(output.predictions)
+        logits[self.test.order] = output.predictions
+        split = self.dataset.test
+        probabilities = torch.softmax(torch.from_numpy(logits).float(), -1).numpy()
+        predicted = probabilities.argmax(-1)
+        predictions = pd.DataFrame(
+            {
+                "item": split.items,
+                "group": split.groups if split.groups is not None else "",
+                "label": split.labels,
+                "prediction": predicted,
+                "probability": probabilities.max(-1).round(6),
+            }
+        )
+        metrics = {
+            schema.TEST_ACCURACY: float((predicted == split.labels).mean()),
+            schema.TEST_MACRO_F1: float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+            schema.TEST_LOSS: float((output.metrics or {})["test_loss"]),
+            schema.TEST_SAMPLES_PER_SECOND: len(split) / seconds,
+        }
+        return TestScores(metrics, predictions)
+
+    def save(self, run: Run, folder: Path) -> None:
+        """Save a trained model, merged where that is possible, with its tokenizer and label names."""
+        model: Any = run.strategy.merge(run.model)
+        model.save_pretrained(folder)
+        self.pretrained.tokenizer.save_pretrained(folder)
+
+    def _collate(self) -> Callable[[list[Any]], Mapping[str, Any]]:
+        return DataCollatorWithPadding(self.pretrained.tokenizer, pad_to_multiple_of=PAD_TO_MULTIPLE)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 31-bit seed from anything printable; different parts give unrelated seeds."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -1,0 +1,102 @@
+"""Check the command line's overrides before Hydra composes them: all mistakes at once, with the near matches.
+
+Hydra stops at the first mistake and lists no alternatives for a key; this asks its own composition about each
+override in turn, so that what is accepted here is exactly what Hydra accepts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweeper.config import Config, check
+from sweeper.errors import near_matches
+
+__all__ = ["check_overrides"]
+
+
+def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[str]:
+    """Every override that cannot be composed, as one line each: what was given, what is allowed.
+
+    Args:
+        overrides: as on the command line, ``study.n_trials=4``.
+        config_dir: the folder ``conf/``.
+        extra_dir: the user's own folder of YAML files, Hydra's ``--config-dir``.
+    """
+    search_path = [f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"] if extra_dir else []
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        if not _error([*search_path, *overrides]):
+            return []
+        groups = [item for item in overrides if _is_group(item, config_dir, extra_dir)]
+        bad = [item for item in groups if _error([*search_path, item])]
+        # A key can depend on the group chosen beside it (strategy=full strategy.rank=4), so good groups stay.
+        base = [*search_path, *(item for item in groups if item not in bad)]
+        problems = [_explain_group(item, config_dir, extra_dir) for item in bad]
+        for item in overrides:
+            if item not in groups and (message := _error([*base, item])):
+                problems.append(_explain_key(item, message, base))
+                bad.append(item)
+        if not problems:  # each is fine alone but not all together: Hydra's own words
+            return [_error([*search_path, *overrides])]
+        good = [*search_path, *(item for item in overrides if item not in bad)]
+        return problems if _error(good) else problems + check(cast(Config, compose("config", overrides=good)))
+
+
+def _error(overrides: Sequence[str]) -> str:
+    try:
+        config = compose("config", overrides=list(overrides))
+        for group in ("model", "dataset"):
+            OmegaConf.to_container(config[group], resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        return str(error.__cause__ or error).strip()
+    return ""
+
+
+def _key(item: str) -> str:
+    return item.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def _is_group(item: str, config_dir: Path, extra_dir: str | None) -> bool:
+    return any((folder / _key(item)).is_dir() for folder in _folders(config_dir, extra_dir)) and "." not in _key(item)
+
+
+def _folders(config_dir: Path, extra_dir: str | None) -> list[Path]:
+    return [config_dir, *([Path(extra_dir)] if extra_dir else [])]
+
+
+def _explain_group(item: str, config_dir: Path, extra_dir: str | None) -> str:
+    group, _, option = item.partition("=")
+    folders = [folder / _key(item) for folder in _folders(config_dir, extra_dir)]
+    options = sorted(path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml"))
+    if option in options:
+        message = _error([item])
+        missing = re.findall(r"Missing mandatory value: (\S+)", message)
+        return f"{item} needs {', '.join(f'{_key(item)}.{key}=...' for key in missing)}" if missing else f"{item}: {message}"
+    return f"{group}={option}: {near_matches(option, options)}"
+
+
+def _explain_key(item: str, message: str, base: Sequence[str]) -> str:
+    key, given = _key(item), item.partition("=")[2]
+    try:
+        OverridesParser.create().parse_override(item)
+    except HydraException as error:
+        return f"{item}: cannot be read as key=value: {str(error).splitlines()[0]}"
+    config: Any = compose("config", overrides=list(base))
+    node, parts = config, key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig) or part not in node:
+            where = ".".join([*parts[:depth], ""])
+            if not isinstance(node, DictConfig):
+                return f"{key}: {'.'.join(parts[:depth])} is a single value; give it whole, as {'.'.join(parts[:depth])}=..."
+            allowed = [f"{where}{name}" for name in node if name != "hydra"]
+            return f"{key}: no such key; {near_matches(key, allowed)}"
+        node = node._get_node(part) if OmegaConf.is_missing(node, part) else node[part]
+    return f"{key}={given}: {message.splitlines()[0]}"

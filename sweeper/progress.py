@@ -1,0 +1,146 @@
+"""What a person sees while a study runs: a line per finished trial, and on a terminal a live bar below them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+from sweeper import schema
+from sweeper.training.trainer import EpochRecord
+
+__all__ = ["Progress", "duration"]
+
+_STYLES = {schema.STATE_COMPLETE: "green", schema.STATE_PRUNED: "dim", schema.STATE_INTERRUPTED: "yellow"}
+
+
+class Progress:
+    """Progress of the studies of one command; a context manager.
+
+    Args:
+        console: where to write; the bar appears only if it is a terminal.
+        verbosity: ``quiet`` (nothing but warnings), ``normal`` (a line per trial), ``verbose`` (and one per epoch).
+    """
+
+    def __init__(self, console: Console, verbosity: str) -> None:
+        self._console = console
+        self._verbosity = verbosity
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=verbosity == "quiet" or not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._epochs = 1
+        self._units = 0.0
+        self._done = 0.0
+        self._base = 0.0
+        self._label = ""
+        self._head = ""
+        self._best: float | None = None
+        self._started = 0.0
+        self._run_started = 0.0
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line of its own, unless quiet."""
+        if self._verbosity != "quiet":
+            self._console.print(text, highlight=False, soft_wrap=True)
+
+    def study_started(self, strategy: str, n_trials: int, final_seeds: int, epochs: int, already: int) -> None:
+        """A study of so many trials and finals begins; ``already`` trials are finished from earlier."""
+        self._epochs, self._units = epochs, float((n_trials - already + final_seeds) * epochs)
+        self._done = self._base = 0.0
+        self._best = None
+        self._started = time.monotonic()
+        self._head = strategy
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(strategy, total=self._units, detail="")
+        resumed = f", {already} of them finished earlier" if already else ""
+        self.note(f"[bold]{strategy}[/bold]: {n_trials} trials of up to {epochs} epochs{resumed}, then {final_seeds} finals")
+
+    def trial_started(self, position: int, total: int, values: Mapping[str, Any]) -> None:
+        """A trial begins with these values."""
+        self._begin(f"trial {position}/{total}")
+        self._values = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+
+    def epoch(self, record: EpochRecord, score: float) -> None:
+        """An epoch of the current run was scored on the validation split."""
+        self._done = self._base + record.epoch
+        self._update(f"epoch {record.epoch}/{self._epochs}  score {score:.3f}")
+        if self._verbosity == "verbose":
+            self.note(
+                f"    {self._label} epoch {record.epoch}/{self._epochs}: train loss {record.train_loss:.4f}, "
+                f"validation loss {record.validation_loss:.4f}, accuracy {record.validation_accuracy:.4f}, "
+                f"{record.train_samples_per_second:.0f} samples/s"
+            )
+
+    def trial_finished(self, state: str, reason: str, value: float | None, best: float | None) -> None:
+        """The current trial ended in a state of the schema."""
+        self._best = best
+        outcome = f"score {value:.4f}" if value is not None else state
+        because = f" ({reason})" if reason else ""
+        best_text = f"  best {best:.4f}" if best is not None else ""
+        self._end(f"{outcome:<13}{best_text}  {self._values}{because}", _STYLES.get(state, "red"))
+
+    def final_started(self, position: int, total: int) -> None:
+        """A final begins."""
+        self._begin(f"final {position}/{total}")
+
+    def final_finished(self, state: str, reason: str, accuracy: float | None) -> None:
+        """The current final ended; ``accuracy`` is its score on the test split."""
+        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({reason})"
+        self._end(outcome, _STYLES.get(state, "red"))
+
+    def _begin(self, label: str) -> None:
+        self._label = label
+        self._base = self._done
+        self._run_started = time.monotonic()
+        self._update("starting")
+
+    def _end(self, text: str, style: str) -> None:
+        self._done = self._base + self._epochs
+        self._update("")
+        seconds = time.monotonic() - self._run_started
+        self.note(f"  [{style}]{self._label:<11}[/{style}] {duration(seconds):>9}  {text}")
+
+    def _update(self, detail: str) -> None:
+        if self._task is None:
+            return
+        parts = [self._label, detail]
+        if self._best is not None:
+            parts.append(f"best {self._best:.3f}")
+        if self._done:
+            left = (time.monotonic() - self._started) / self._done * (self._units - self._done)
+            parts.append(f"about {duration(left)} left")
+        self._bar.update(self._task, completed=self._done, detail="  ".join(part for part in parts if part))
+
+
+def duration(seconds: float) -> str:
+    """``8.3 s``, ``1 min 12 s``, ``2 h 5 min``."""
+    if seconds < 59.95:
+        return f"{max(seconds, 0):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,128 @@
+"""The names that the engine writes to MLflow and the reports read: runs, tags, params, metrics, artifacts.
+
+A comparison has one ``study`` run per strategy; its ``trial`` and ``final`` runs are MLflow children of it
+(``mlflow.parentRunId``). ``floor`` runs belong to the comparison alone. Documented in ``docs/mlflow_schema.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCHEMA_VERSION: Final = "1"
+
+# --- tags, in every run ------------------------------------------------------------------------------------------
+TAG_SCHEMA: Final = "thawline.schema"
+TAG_KIND: Final = "thawline.kind"  # one of KINDS
+TAG_COMPARISON: Final = "thawline.comparison"
+TAG_STUDY: Final = "thawline.study"  # not in floor runs
+TAG_STATE: Final = "thawline.state"  # one of STATES
+TAG_REASON: Final = "thawline.reason"  # why a run failed, diverged or was pruned; absent otherwise
+TAG_STRATEGY: Final = "thawline.strategy"  # not in floor runs
+TAG_MODEL: Final = "thawline.model"
+TAG_DATASET: Final = "thawline.dataset"
+TAG_PARENT: Final = "mlflow.parentRunId"
+
+# --- tags of study runs ------------------------------------------------------------------------------------------
+TAG_COMMAND: Final = "thawline.command"  # the command that reproduces the study
+TAG_GIT: Final = "thawline.git_revision"
+TAG_FINGERPRINT: Final = "thawline.data_fingerprint"
+TAG_WINNER: Final = "thawline.configuration"  # study: the configuration its finals train; final: the one it trained
+
+KIND_STUDY: Final = "study"
+KIND_TRIAL: Final = "trial"
+KIND_FINAL: Final = "final"
+KIND_FLOOR: Final = "floor"
+KINDS: Final = (KIND_STUDY, KIND_TRIAL, KIND_FINAL, KIND_FLOOR)
+
+STATE_RUNNING: Final = "running"
+STATE_COMPLETE: Final = "complete"
+STATE_PRUNED: Final = "pruned"
+STATE_DIVERGED: Final = "diverged"  # loss not finite; Optuna sees the trial as pruned
+STATE_FAILED: Final = "failed"
+STATE_INTERRUPTED: Final = "interrupted"  # stopped from outside; the trial is retried on resume
+STATE_TIMEOUT: Final = "timeout"  # study only: cut short by study.timeout, its budget is unequal
+
+#: ``thawline.state`` -> the run status that MLflow shows.
+MLFLOW_STATUS: Final = {
+    STATE_RUNNING: "RUNNING",
+    STATE_COMPLETE: "FINISHED",
+    STATE_TIMEOUT: "FINISHED",
+    STATE_PRUNED: "KILLED",
+    STATE_INTERRUPTED: "KILLED",
+    STATE_DIVERGED: "FAILED",
+    STATE_FAILED: "FAILED",
+}
+STATES: Final = tuple(MLFLOW_STATUS)
+
+# --- metrics with epochs as steps, in trial and final runs -------------------------------------------------------
+TRAIN_LOSS: Final = "train_loss"
+VALIDATION_LOSS: Final = "validation_loss"
+VALIDATION_ACCURACY: Final = "validation_accuracy"
+VALIDATION_MACRO_F1: Final = "validation_macro_f1"
+SAMPLES_PER_SECOND: Final = "train_samples_per_second"
+EPOCH_METRICS: Final = (TRAIN_LOSS, VALIDATION_LOSS, VALIDATION_ACCURACY, VALIDATION_MACRO_F1, SAMPLES_PER_SECOND)
+
+# --- single metrics, in trial and final runs ---------------------------------------------------------------------
+BEST_EPOCH: Final = "best_epoch"  # 1-based; chosen on validation
+BEST_VALIDATION_ACCURACY: Final = "best_validation_accuracy"
+BEST_VALIDATION_MACRO_F1: Final = "best_validation_macro_f1"
+BEST_VALIDATION_LOSS: Final = "best_validation_loss"
+EPOCHS_RUN: Final = "epochs_run"
+TRAINABLE_PARAMS: Final = "trainable_params"
+TRAINABLE_PARAMS_HEAD: Final = "trainable_params_head"
+TRAINABLE_PARAMS_BACKBONE: Final = "trainable_params_backbone"
+TOTAL_PARAMS: Final = "total_params"
+TRAINABLE_PCT: Final = "trainable_pct"  # percent of total_params
+TRAIN_SECONDS: Final = "train_seconds"  # wall time of training and its evaluations
+PEAK_MEMORY_MB: Final = "peak_memory_mb"
+STORED_BYTES: Final = "stored_bytes"  # what has to be stored to restore what was trained
+SIZE_METRICS: Final = (
+    TRAINABLE_PARAMS,
+    TRAINABLE_PARAMS_HEAD,
+    TRAINABLE_PARAMS_BACKBONE,
+    TOTAL_PARAMS,
+    TRAINABLE_PCT,
+    STORED_BYTES,
+)
+
+# --- metrics of final and floor runs (the test split, scored once per seed) --------------------------------------
+TEST_ACCURACY: Final = "test_accuracy"
+TEST_MACRO_F1: Final = "test_macro_f1"
+TEST_LOSS: Final = "test_loss"
+TEST_SAMPLES_PER_SECOND: Final = "test_samples_per_second"
+
+# --- metrics of study runs ---------------------------------------------------------------------------------------
+TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state
+N_TRIALS: Final = "n_trials"  # the total asked for; a metric, because it may grow
+FINAL_SEEDS: Final = "final_seeds"  # the number of finals asked for; likewise
+PARAM_N_TRIALS, PARAM_FINAL_SEEDS = N_TRIALS, FINAL_SEEDS
+COUNT_PREFIX: Final = "trials_"  # trials_complete, trials_pruned, trials_diverged, trials_failed, trials_interrupted
+
+# --- params ------------------------------------------------------------------------------------------------------
+PARAM_STRATEGY: Final = "strategy"
+PARAM_MODEL: Final = "model"
+PARAM_DATASET: Final = "dataset"
+PARAM_SEED: Final = "seed"
+PARAM_TRIAL: Final = "trial"  # trial number; in finals the number of the trial that won
+PARAM_EPOCHS: Final = "epochs"
+PARAM_BATCH_SIZE: Final = "batch_size"
+PARAM_TRAIN_SIZE: Final = "train_size"
+PARAM_VALIDATION_SIZE: Final = "validation_size"
+PARAM_TEST_SIZE: Final = "test_size"
+PARAM_PRECISION: Final = "precision"
+PARAM_DEVICE: Final = "device"
+PARAM_HEAD: Final = "head"
+PARAM_POOLING: Final = "pooling"
+PARAM_METRIC: Final = "metric"  # study: what trials are chosen by, e.g. validation_accuracy
+PARAM_SAMPLER: Final = "sampler"
+PARAM_PRUNER: Final = "pruner"
+PARAM_FLOOR: Final = "floor"  # floor runs: majority | tfidf_logreg
+#: Swept values are params named by the field alone: ``learning_rate``, ``rank``, ``alpha_ratio``, ``num_blocks``.
+#: The study's param ``searched`` holds their names, separated by commas.
+PARAM_SEARCHED: Final = "searched"
+
+# --- artifacts ---------------------------------------------------------------------------------------------------
+ARTIFACT_CONFIG: Final = "config.yaml"  # study: the composed configuration
+ARTIFACT_VERSIONS: Final = "versions.json"  # study: {"python": "3.11.7", "torch": "2.15.0", ...}
+ARTIFACT_DATA_SUMMARY: Final = "data_summary.json"  # study: sizes, label names and counts, warnings
+ARTIFACT_PREDICTIONS: Final = "predictions.csv"  # final, floor: item,group,label,prediction,probability

@@ -1,0 +1,139 @@
+"""The search space that a strategy's YAML declares, as Optuna distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, get_type_hints
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from strategies import STRATEGIES, Strategy
+from sweeper.errors import near_matches
+
+__all__ = ["LEARNING_RATE", "StrategySpec", "parse_strategy"]
+
+LEARNING_RATE = "learning_rate"
+_BOUNDS = ("low", "high", "log", "step", "choices")
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A strategy with the values that are fixed and the ones that are searched.
+
+    Attributes:
+        cls: the strategy's class.
+        fixed: field -> value; ``learning_rate`` may be among them.
+        space: field -> distribution, in the YAML's order.
+    """
+
+    cls: type[Strategy]
+    fixed: dict[str, Any]
+    space: dict[str, BaseDistribution]
+
+    def build(self, searched: Mapping[str, Any]) -> tuple[Strategy, float]:
+        """The strategy and the learning rate of one configuration.
+
+        Raises:
+            ValueError: a value that the strategy does not allow.
+        """
+        values = {**self.fixed, **searched}
+        rate = float(values.pop(LEARNING_RATE))
+        return self.cls(**values), rate
+
+    def corners(self) -> list[dict[str, Any]]:
+        """The configurations with every searched value at its lowest, and at its highest (or first and last choice)."""
+        ends = {
+            name: (d.choices[0], d.choices[-1]) if isinstance(d, CategoricalDistribution) else (d.low, d.high)  # type: ignore[attr-defined]
+            for name, d in self.space.items()
+        }
+        return [{name: pair[index] for name, pair in ends.items()} for index in (0, 1)]
+
+
+def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple[StrategySpec | None, list[str]]:
+    """Read ``strategy.*`` of the configuration; ``learning_rate`` is ``trainer.learning_rate``.
+
+    Returns:
+        The specification, or None, and every mistake as one line.
+    """
+    name = str(raw.get("name"))
+    if name not in STRATEGIES:
+        return None, [f"strategy.name={name}: {near_matches(name, STRATEGIES)}"]
+    cls = STRATEGIES[name]
+    hints = get_type_hints(cls)
+    allowed = {f.name: hints[f.name] for f in fields(cls)}
+    given = {key: value for key, value in raw.items() if key not in ("name", "search_space")}
+    declared = {key: value for key, value in (raw.get("search_space") or {}).items() if value is not None}
+    fixed = {key: value for key, value in given.items() if value is not None}
+    if learning_rate is not None:
+        fixed[LEARNING_RATE] = learning_rate
+
+    problems = [f"strategy.{key}: {near_matches(key, allowed)}" for key in given if key not in allowed]
+    searchable = {**allowed, LEARNING_RATE: float}
+    space: dict[str, BaseDistribution] = {}
+    for key, bounds in declared.items():
+        where = f"strategy.search_space.{key}"
+        if key not in searchable:
+            problems.append(f"{where}: {near_matches(key, searchable)}")
+        elif key in fixed:
+            owner = "trainer" if key == LEARNING_RATE else "strategy"
+            problems.append(
+                f"{owner}.{key}={fixed[key]} is fixed and searched at once: add {where}=null, or do not fix it"
+            )
+        else:
+            distribution, mistakes = _distribution(where, bounds, searchable[key])
+            problems += mistakes
+            if distribution is not None:
+                space[key] = distribution
+    if LEARNING_RATE not in fixed and LEARNING_RATE not in declared:
+        problems.append("no learning rate: set trainer.learning_rate, or strategy.search_space.learning_rate")
+    unset = [f.name for f in fields(cls) if f.default is MISSING and f.name not in {*fixed, *declared}]
+    problems += [f"strategy.{key} has no value: set it, or strategy.search_space.{key}" for key in unset]
+    if problems:
+        return None, problems
+
+    spec = StrategySpec(cls, fixed, space)
+    for corner in spec.corners():
+        try:
+            spec.build(corner)
+        except (TypeError, ValueError) as error:
+            problems.append(f"strategy={name}: {error}")
+    return (None if problems else spec), list(dict.fromkeys(problems))
+
+
+def _distribution(where: str, bounds: Any, kind: Any) -> tuple[BaseDistribution | None, list[str]]:
+    if not isinstance(bounds, Mapping):
+        return None, [f"{where}={bounds}: must be null, {{low, high, log, step}} or {{choices}}"]
+    given = {key: value for key, value in bounds.items() if value is not None}
+    if unknown := [key for key in given if key not in _BOUNDS]:
+        return None, [f"{where}.{key}: {near_matches(str(key), _BOUNDS)}" for key in unknown]
+    if "choices" in given:
+        if len(given) > 1:
+            return None, [f"{where}: choices excludes {', '.join(sorted(set(given) - {'choices'}))}; set one or the other to null"]
+        if not isinstance(given["choices"], list | tuple) or not given["choices"]:
+            return None, [f"{where}.choices={given['choices']}: must be a list of at least one value"]
+        return CategoricalDistribution(list(given["choices"])), []
+    if missing := [key for key in ("low", "high") if key not in given]:
+        return None, [f"{where}: {' and '.join(missing)} not given"]
+    low, high, log, step = given["low"], given["high"], bool(given.get("log", False)), given.get("step")
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (low, high)):
+        return None, [f"{where}: low={low} and high={high} must be numbers"]
+    if not low < high:
+        return None, [f"{where}: low={low} must be below high={high}; for one value, fix it and set {where}=null"]
+    if log and low <= 0:
+        return None, [f"{where}: low={low} must be above 0 where log=true"]
+    if log and step is not None:
+        return None, [f"{where}: step={step} and log=true exclude each other"]
+    if kind is int and not all(float(value).is_integer() for value in (low, high, step or 1)):
+        return None, [f"{where}: low, high and step must be whole numbers"]
+    try:
+        if kind is int:
+            return IntDistribution(int(low), int(high), log=log, step=int(step or 1)), []
+        return FloatDistribution(float(low), float(high), log=log, step=None if step is None else float(step)), []
+    except ValueError as error:
+        return None, [f"{where}: {error}"]

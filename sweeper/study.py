@@ -1,0 +1,451 @@
+"""Create, run and resume one study; pick the best configuration; retrain and test it.
+
+Optuna's storage is the record that resuming relies on: it holds every trial, and in the study's attributes every
+final. MLflow mirrors it for people and reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import torch
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sweeper import schema
+from sweeper.data import TextSplit
+from sweeper.errors import StudyError
+from sweeper.interruption import Interrupted, StopSignal
+from sweeper.objective import Run, Task, derive_seed
+from sweeper.progress import Progress
+from sweeper.search_space import StrategySpec
+from sweeper.tracking import Tracker
+from sweeper.training.trainer import Diverged, EpochRecord
+
+__all__ = ["Plan", "run_study"]
+
+STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default, 10, exceeds a small study
+WORST_LOSS = 1e9  # what a diverged trial reports
+ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
+
+# Attributes in Optuna: of trials ...
+_STATE, _REASON, _INDEX, _RUN, _SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
+# ... and of studies.
+_FINAL = "final"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One study as asked for.
+
+    Attributes:
+        study: name, unique for what is measured.
+        comparison: name of the studies it is compared with.
+        strategy: name of the strategy.
+        spec: its fixed values and search space.
+        n_trials: total of completed, pruned, diverged and failed trials.
+        timeout: seconds after which no trial starts, or None.
+        seed: the study's.
+        sampler: ``tpe``, ``random`` or ``gp``.
+        pruner: ``none``, ``median``, ``hyperband`` or ``successive_halving``.
+        metric: what trials are chosen by.
+        maximize: whether more of it is better.
+        final_seeds: number of finals.
+        max_failure_rate: share of failed trials above which the study stops.
+        tags: for each of its MLflow runs.
+        params: likewise.
+        study_tags: for its parent run: command, revision, fingerprint.
+        files: artifacts of its parent run, name -> text.
+    """
+
+    study: str
+    comparison: str
+    strategy: str
+    spec: StrategySpec
+    n_trials: int
+    timeout: float | None
+    seed: int
+    sampler: str
+    pruner: str
+    metric: str
+    maximize: bool
+    final_seeds: int
+    max_failure_rate: float
+    tags: Mapping[str, str]
+    params: Mapping[str, Any]
+    study_tags: Mapping[str, str]
+    files: Mapping[str, str]
+
+
+def run_study(
+    plan: Plan,
+    task: Task,
+    *,
+    storage: optuna.storages.BaseStorage,
+    tracker: Tracker,
+    progress: Progress,
+    models_dir: Path,
+) -> None:
+    """Run what is missing of a study: its trials, then its finals. Everything finished earlier is kept.
+
+    Raises:
+        StudyError: no trial completed, or too many failed.
+        Interrupted: a signal came; all runs are closed, and the same call continues.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=plan.study,
+        storage=storage,
+        direction="maximize" if plan.maximize else "minimize",
+        pruner=_pruner(plan.pruner, task.settings.epochs),
+        load_if_exists=True,
+    )
+    runner = _StudyRunner(plan, task, study, tracker, progress, models_dir)
+    with StopSignal() as stop:
+        runner.run(stop)
+
+
+class _StudyRunner:
+    """The state of one call of :func:`run_study`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        task: Task,
+        study: optuna.Study,
+        tracker: Tracker,
+        progress: Progress,
+        models_dir: Path,
+    ) -> None:
+        self.plan = plan
+        self.task = task
+        self.study = study
+        self.tracker = tracker
+        self.progress = progress
+        self.models_dir = models_dir
+        self.parent = ""
+        self.started = time.monotonic()
+
+    def run(self, stop: StopSignal) -> None:
+        """Trials, then finals; the parent run is closed whatever happens."""
+        self._close_interrupted()
+        self.parent = self._open_parent()
+        state, reason = schema.STATE_FAILED, ""
+        try:
+            in_time = self._trials(stop)
+            if self._finals(stop):
+                state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
+        except (Interrupted, KeyboardInterrupt) as error:
+            state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
+            raise Interrupted(reason) from None
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.tracker.finish(self.parent, state, reason=reason, metrics=self._totals())
+
+    # --- trials --------------------------------------------------------------------------------------------------
+
+    def _trials(self, stop: StopSignal) -> bool:
+        """Run trials up to the asked total; False where the timeout came first."""
+        self._retry_interrupted()
+        while (done := len(self._finished())) < self.plan.n_trials:
+            stop.check()
+            if self.plan.timeout is not None and time.monotonic() - self.started > self.plan.timeout:
+                self.progress.note(f"timeout after {done} of {self.plan.n_trials} trials")
+                return False
+            # A sampler seeded by the trial's number: a resumed study does not draw the same values again.
+            number = len(self.study.get_trials(deepcopy=False))
+            self.study.sampler = _sampler(self.plan.sampler, derive_seed(self.plan.seed, "sampler", number))
+            trial = self.study.ask(self.plan.spec.space)
+            if _INDEX not in trial.user_attrs:
+                trial.set_user_attr(_INDEX, self._next_index())
+            self._trial(trial, done + 1, stop)
+            self._check_failures()
+        return True
+
+    def _trial(self, trial: Trial, position: int, stop: StopSignal) -> None:
+        seed = derive_seed(self.plan.seed, "trial", trial.user_attrs[_INDEX])
+        run_id = self.tracker.start(
+            schema.KIND_TRIAL,
+            f"{self.plan.strategy} trial {trial.number}",
+            self.plan.tags,
+            {**self.plan.params, **self._values(trial.params), schema.PARAM_SEED: seed, schema.PARAM_TRIAL: trial.number},
+            parent=self.parent,
+        )
+        trial.set_user_attr(_RUN, run_id)
+        self.progress.trial_started(position, self.plan.n_trials, self._values(trial.params))
+        started = time.perf_counter()
+        state, reason, value, metrics = schema.STATE_FAILED, "", None, {}
+        history: list[EpochRecord] = []
+
+        def on_epoch(record: EpochRecord) -> None:
+            history.append(record)
+            self.tracker.log_metrics(run_id, record.metrics(), record.epoch)
+            score = getattr(record, self.plan.metric)
+            self.progress.epoch(record, score)
+            trial.report(score, record.epoch)
+            if record.epoch < self.task.settings.epochs and trial.should_prune():
+                raise optuna.TrialPruned(f"{self.plan.metric} {score:.4f} after epoch {record.epoch}")
+
+        try:
+            run = self.task.run(
+                self.plan.spec,
+                trial.params,
+                seed=seed,
+                on_epoch=on_epoch,
+                on_step=stop.check,
+                on_sizes=lambda sizes: self.tracker.log_metrics(run_id, sizes),
+            )
+            state, value, metrics = schema.STATE_COMPLETE, getattr(run.fit.best, self.plan.metric), run.metrics()
+        except optuna.TrialPruned as pruned:
+            state, reason = schema.STATE_PRUNED, str(pruned)
+        except Diverged as diverged:
+            # Optuna learns nothing from a failed trial; a worst score and pruning keep its sampler away from here.
+            state, reason = schema.STATE_DIVERGED, str(diverged)
+            trial.report(0.0 if self.plan.maximize else WORST_LOSS, len(history) + 1)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = f"out of memory: {error}"
+        except (Interrupted, KeyboardInterrupt) as error:
+            state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            metrics.setdefault(schema.TRAIN_SECONDS, time.perf_counter() - started)
+            metrics.setdefault(schema.EPOCHS_RUN, len(history))
+            self._tell(trial, state, reason, value, metrics[schema.TRAIN_SECONDS])
+            self.tracker.finish(run_id, state, reason=reason, metrics=metrics)
+            self.progress.trial_finished(state, reason, value, self._best_value())
+
+    def _tell(self, trial: Trial, state: str, reason: str, value: float | None, seconds: float) -> None:
+        trial.set_user_attr(_STATE, state)
+        trial.set_user_attr(_SECONDS, seconds)
+        if reason:
+            trial.set_user_attr(_REASON, reason)
+        if state == schema.STATE_COMPLETE:
+            self.study.tell(trial, value)
+        elif state in (schema.STATE_PRUNED, schema.STATE_DIVERGED):
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
+
+    def _close_interrupted(self) -> None:
+        """Close in Optuna and MLflow what a dead process left running; this process owns the output folder."""
+        reason = "its process ended"
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial = Trial(self.study, frozen._trial_id)
+            self._tell(trial, schema.STATE_INTERRUPTED, reason, None, frozen.user_attrs.get(_SECONDS, 0.0))
+        self.tracker.close_stale(self.plan.study, reason)
+
+    def _retry_interrupted(self) -> None:
+        """Queue each interrupted configuration again, under its own index, unless it was tried often enough."""
+        trials = self.study.get_trials(deepcopy=False)
+        attempts = Counter(trial.user_attrs.get(_INDEX) for trial in trials if trial.state.is_finished())
+        settled = {
+            trial.user_attrs.get(_INDEX)
+            for trial in trials
+            if not trial.state.is_finished() or trial.user_attrs.get(_STATE) != schema.STATE_INTERRUPTED
+        }
+        for index, count in attempts.items():
+            if index in settled or index is None:
+                continue
+            last = [trial for trial in trials if trial.user_attrs.get(_INDEX) == index][-1]
+            if count < ATTEMPTS:
+                self.study.enqueue_trial(last.params, user_attrs={_INDEX: index})
+
+    def _finished(self) -> list[FrozenTrial]:
+        """The trials that count towards the total: all but interrupted ones that are, or can be, tried again."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        attempts = Counter(trial.user_attrs.get(_INDEX) for trial in trials)
+        counted = [trial for trial in trials if trial.user_attrs.get(_STATE) != schema.STATE_INTERRUPTED]
+        given_up = {
+            trial.user_attrs.get(_INDEX): trial
+            for trial in trials
+            if trial.user_attrs.get(_STATE) == schema.STATE_INTERRUPTED
+            and attempts[trial.user_attrs.get(_INDEX)] >= ATTEMPTS
+        }
+        settled = {trial.user_attrs.get(_INDEX) for trial in counted}
+        return counted + [trial for index, trial in given_up.items() if index not in settled]
+
+    def _next_index(self) -> int:
+        indices = [trial.user_attrs.get(_INDEX, -1) for trial in self.study.get_trials(deepcopy=False)]
+        return max(indices, default=-1) + 1
+
+    def _check_failures(self) -> None:
+        finished = self._finished()
+        failed = [trial for trial in finished if trial.user_attrs.get(_STATE) == schema.STATE_FAILED]
+        if len(finished) >= 3 and len(failed) / len(finished) > self.plan.max_failure_rate:
+            reasons = Counter(str(trial.user_attrs.get(_REASON, "")).splitlines()[0] for trial in failed)
+            raise StudyError(
+                f"{len(failed)} of {len(finished)} trials of {self.plan.study} failed: "
+                + "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common()),
+                "Mend the cause and run the same command, or raise study.max_failure_rate.",
+            )
+
+    # --- finals --------------------------------------------------------------------------------------------------
+
+    def _finals(self, stop: StopSignal) -> bool:
+        """Retrain the best configuration with each seed that is missing and score it on the test split."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not complete:
+            states = Counter(trial.user_attrs.get(_STATE) for trial in self._finished())
+            reasons = {str(trial.user_attrs.get(_REASON, "")) for trial in self._finished()} - {""}
+            raise StudyError(
+                f"no trial of {self.plan.study} completed "
+                f"({', '.join(f'{count} {state}' for state, count in states.items())}: {'; '.join(sorted(reasons)[:3])})",
+                "Search lower learning rates (strategy.search_space.learning_rate.high=...), or raise study.timeout.",
+            )
+        best = self.study.best_trial
+        configuration = _digest({**self.plan.spec.fixed, **best.params})
+        self.tracker.set_tags(self.parent, {schema.TAG_WINNER: configuration})
+        for seed_index in range(self.plan.final_seeds):
+            if f"{_FINAL}:{configuration}:{seed_index}" not in self.study.user_attrs:
+                stop.check()
+                self._final(best, configuration, seed_index, stop)
+        return True
+
+    def _final(self, best: FrozenTrial, configuration: str, seed_index: int, stop: StopSignal) -> None:
+        seed = derive_seed(self.plan.seed, _FINAL, seed_index)
+        run_id = self.tracker.start(
+            schema.KIND_FINAL,
+            f"{self.plan.strategy} final {seed_index}",
+            {**self.plan.tags, schema.TAG_WINNER: configuration},
+            {**self.plan.params, **self._values(best.params), schema.PARAM_SEED: seed, schema.PARAM_TRIAL: best.number},
+            parent=self.parent,
+        )
+        self.progress.final_started(seed_index + 1, self.plan.final_seeds)
+        state, reason, metrics = schema.STATE_FAILED, "", {}
+
+        def on_epoch(record: EpochRecord) -> None:
+            self.tracker.log_metrics(run_id, record.metrics(), record.epoch)
+            self.progress.epoch(record, getattr(record, self.plan.metric))
+
+        try:
+            run = self.task.run(self.plan.spec, best.params, seed=seed, on_epoch=on_epoch, on_step=stop.check)
+            scores = self.task.score_test(run)
+            metrics = {**run.metrics(), **scores.metrics}
+            self.tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, scores.predictions)
+            self._save_if_best(run, configuration)
+            state = schema.STATE_COMPLETE
+        except Diverged as error:
+            state, reason = schema.STATE_DIVERGED, str(error)
+        except (Interrupted, KeyboardInterrupt) as error:
+            state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.tracker.finish(run_id, state, reason=reason, metrics=metrics)
+            self.progress.final_finished(state, reason, metrics.get(schema.TEST_ACCURACY))
+        record = {"run": run_id, "state": state, "validation": metrics.get(_best_metric(self.plan.metric))}
+        self.study.set_user_attr(f"{_FINAL}:{configuration}:{seed_index}", record)
+
+    def _save_if_best(self, run: Run, configuration: str) -> None:
+        """Keep the weights of the final with the best validation score; the test split has no say."""
+        score = getattr(run.fit.best, self.plan.metric)
+        earlier = [
+            record["validation"]
+            for key, record in self.study.user_attrs.items()
+            if key.startswith(f"{_FINAL}:{configuration}:") and record["validation"] is not None
+        ]
+        if earlier and not (score > max(earlier) if self.plan.maximize else score < min(earlier)):
+            return
+        folder = self.models_dir / self.plan.study
+        fresh = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.task.save(run, fresh)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+
+    # --- bookkeeping ---------------------------------------------------------------------------------------------
+
+    def _open_parent(self) -> str:
+        known = self.study.user_attrs.get(_RUN)
+        if known and self.tracker.reopen(known, self.plan.study_tags):
+            return str(known)
+        parent = self.tracker.start(
+            schema.KIND_STUDY,
+            self.plan.study,
+            {**self.plan.tags, **self.plan.study_tags},
+            {**self.plan.params, schema.PARAM_SEARCHED: ",".join(self.plan.spec.space)},
+        )
+        for name, text in self.plan.files.items():
+            self.tracker.log_text(parent, name, text)
+        frames = {
+            name: _frame(getattr(self.task.dataset, name), self.task.dataset.label_names)
+            for name in ("train", "validation", "test")
+        }
+        self.tracker.log_dataset(parent, self.task.dataset.name, frames, source=self.task.dataset.name)
+        self.study.set_user_attr(_RUN, parent)
+        return parent
+
+    def _totals(self) -> dict[str, float]:
+        trials = self.study.get_trials(deepcopy=False)
+        states = Counter(trial.user_attrs.get(_STATE) for trial in trials)
+        totals: dict[str, float] = {
+            f"{schema.COUNT_PREFIX}{state}": states.get(state, 0)
+            for state in (
+                schema.STATE_COMPLETE,
+                schema.STATE_PRUNED,
+                schema.STATE_DIVERGED,
+                schema.STATE_FAILED,
+                schema.STATE_INTERRUPTED,
+            )
+        }
+        totals[schema.N_TRIALS] = self.plan.n_trials
+        totals[schema.FINAL_SEEDS] = self.plan.final_seeds
+        totals[schema.TUNING_SECONDS] = sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in trials)
+        if (best := self._best_value()) is not None:
+            totals[_best_metric(self.plan.metric)] = best
+        return totals
+
+    def _best_value(self) -> float | None:
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return self.study.best_value if complete else None
+
+    def _values(self, searched: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self.plan.spec.fixed, **searched}
+
+
+def _best_metric(metric: str) -> str:
+    return f"best_{metric}"
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _frame(split: TextSplit, label_names: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"text": split.texts, "label": [label_names[label] for label in split.labels]})
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    if name == "random":
+        return RandomSampler(seed=seed)
+    if name == "gp":
+        return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=False)
+
+
+def _pruner(name: str, epochs: int) -> BasePruner:
+    if name == "median":
+        return MedianPruner(n_startup_trials=3, n_warmup_steps=0, n_min_trials=3)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+    if name == "successive_halving":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    return NopPruner()

@@ -1,0 +1,329 @@
+"""One training run of one configuration: transformers' Trainer with a strategy's groups, the best epoch kept."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+from torch import nn
+from torch.utils.data import SequentialSampler
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from strategies import Layout, Strategy, prefix_modules
+
+__all__ = ["Diverged", "EpochRecord", "FitResult", "TrainerSettings", "fit", "resolve_precision"]
+
+EVAL_BATCH_SIZE = 64
+Items = Sequence[Mapping[str, Any]]
+
+
+class Diverged(Exception):
+    """The training or validation loss is no longer finite; the message says which and when."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What stays the same over the trials of a study; see ``conf/trainer/default.yaml`` for each meaning."""
+
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    precision: str
+    gradient_accumulation_steps: int
+    length_grouping: bool
+    early_stopping_patience: int
+    early_stopping_metric: str
+    metric: str
+    maximize: bool
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """The scores of one epoch (1-based)."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    validation_macro_f1: float
+    train_samples_per_second: float
+
+    def metrics(self) -> dict[str, float]:
+        """Every score by its name in the schema, without the epoch."""
+        return {name: value for name, value in asdict(self).items() if name != "epoch"}
+
+
+@dataclass
+class FitResult:
+    """What a run did; the model it trained carries the weights of ``best``."""
+
+    best: EpochRecord
+    history: list[EpochRecord]
+    train_seconds: float
+    peak_memory_mb: float
+    trainer: Trainer = field(repr=False)
+
+
+def resolve_precision(asked: str) -> str:
+    """``auto`` becomes ``bf16`` where this device computes in it natively, else ``fp32``; others stay as asked.
+
+    Raises:
+        ValueError: a precision that this device cannot train in.
+    """
+    cuda = torch.cuda.is_available()
+    if asked == "fp16" and not cuda:
+        raise ValueError("trainer.precision=fp16 needs a CUDA device; allowed here are auto, fp32, bf16")
+    if asked != "auto":
+        return asked
+    if cuda:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def fit(
+    model: nn.Module,
+    layout: Layout,
+    strategy: Strategy,
+    *,
+    train: Items,
+    validation: Items,
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    settings: TrainerSettings,
+    learning_rate: float,
+    seed: int,
+    on_epoch: Callable[[EpochRecord], None],
+    on_step: Callable[[], None],
+) -> FitResult:
+    """Train what ``strategy`` left trainable in a prepared model, with warm-up, linear decay and clipping.
+
+    After each epoch the validation split is scored and ``on_epoch`` called; the epoch with the best
+    ``settings.metric`` is kept. Blocks below the boundary run in eval mode, so that what they compute for an example
+    never changes.
+
+    Args:
+        model: prepared by ``strategy.prepare``.
+        layout: the model's parts.
+        strategy: groups the parameters.
+        train: tokenised examples with ``labels``.
+        validation: likewise; scored in the given order.
+        collate: makes a padded batch of examples.
+        settings: shared by all runs of a study.
+        learning_rate: the backbone's peak rate.
+        seed: of the order of the data and of dropout.
+        on_epoch: may raise to end the run (pruning).
+        on_step: called between steps; may raise to end the run (interruption).
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    set_seed(seed)
+    groups = strategy.param_groups(model, layout, learning_rate, settings.weight_decay)
+    _keep_in_eval_mode(model, prefix_modules(model, layout))
+    recorder = _EpochRecorder(settings, len(train), on_epoch, on_step)
+    trainer = _StrategyTrainer(
+        model=model,
+        args=_arguments(settings, learning_rate, seed),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collate,
+        compute_metrics=_scores,
+        callbacks=[recorder],
+        groups=groups,
+    )
+    trainer.remove_callback(PrinterCallback)
+    _reset_peak_memory()
+    started = time.perf_counter()
+    trainer.train()
+    recorder.restore_best(model)
+    return FitResult(
+        best=recorder.best,
+        history=recorder.history,
+        train_seconds=time.perf_counter() - started,
+        peak_memory_mb=_peak_memory_mb(),
+        trainer=trainer,
+    )
+
+
+class _StrategyTrainer(Trainer):
+    """transformers' Trainer with the optimiser groups of a strategy and evaluation in the given order."""
+
+    def __init__(self, *args: Any, groups: list[dict[str, Any]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._groups = groups
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(self._groups, lr=self.args.learning_rate, fused=True)
+        return self.optimizer
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        # The Trainer shuffles evaluation sets when it groups by length; predictions must keep their items' order.
+        return SequentialSampler(eval_dataset)
+
+
+class _EpochRecorder(TrainerCallback):
+    """Record each epoch, keep the weights of the best one in memory, stop early."""
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        examples: int,
+        on_epoch: Callable[[EpochRecord], None],
+        on_step: Callable[[], None],
+    ) -> None:
+        self.history: list[EpochRecord] = []
+        self._settings = settings
+        self._examples = examples
+        self._on_epoch = on_epoch
+        self._on_step = on_step
+        self._weights: dict[str, torch.Tensor] = {}
+        self._train_loss = math.nan
+        self._epoch_started = 0.0
+        self._epoch_seconds = 0.0
+        self._waited = 0
+
+    @property
+    def best(self) -> EpochRecord:
+        """The first of the epochs with the best score."""
+        pick = max if self._settings.maximize else min
+        return pick(self.history, key=lambda record: getattr(record, self._settings.metric))
+
+    def restore_best(self, model: nn.Module) -> None:
+        """Copy the best epoch's weights back into the model."""
+        with torch.no_grad():
+            for name, tensor in _trained_state(model).items():
+                tensor.copy_(self._weights[name])
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch_started = time.perf_counter()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch_seconds = time.perf_counter() - self._epoch_started
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._on_step()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._on_step()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self._train_loss = float(logs["loss"])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        record = EpochRecord(
+            epoch=len(self.history) + 1,
+            train_loss=self._train_loss,
+            validation_loss=metrics["eval_loss"],
+            validation_accuracy=metrics["eval_accuracy"],
+            validation_macro_f1=metrics["eval_macro_f1"],
+            train_samples_per_second=self._examples / max(self._epoch_seconds, 1e-9),
+        )
+        for loss in ("train_loss", "validation_loss"):
+            if not math.isfinite(value := getattr(record, loss)):
+                raise Diverged(f"{loss} is {value} after epoch {record.epoch}")
+        self.history.append(record)
+        if self.best is record:
+            state_now = _trained_state(kwargs["model"])
+            self._weights = {name: tensor.detach().clone() for name, tensor in state_now.items()}
+        if self._stops_early(record):
+            control.should_training_stop = True
+        self._on_epoch(record)
+
+    def _stops_early(self, record: EpochRecord) -> bool:
+        patience, name = self._settings.early_stopping_patience, self._settings.early_stopping_metric
+        if patience == 0 or len(self.history) < 2:
+            return False
+        earlier = [getattr(other, name) for other in self.history[:-1]]
+        value = getattr(record, name)
+        improved = value < min(earlier) if name.endswith("loss") else value > max(earlier)
+        self._waited = 0 if improved else self._waited + 1
+        return self._waited >= patience
+
+
+def _keep_in_eval_mode(model: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Undo, before each forward pass, the ``train()`` that the Trainer calls before each step."""
+
+    def undo(*_: object) -> None:
+        for module in modules:
+            module.eval()
+
+    model.register_forward_pre_hook(undo)
+
+
+def _trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training may change: the trainable parameters and the buffers that a checkpoint holds."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, _ in model.named_parameters()} - trained
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _arguments(settings: TrainerSettings, learning_rate: float, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # nothing is written there: checkpoints are off
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        num_train_epochs=settings.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        train_sampling_strategy="group_by_length" if settings.length_grouping else "random",
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _scores(prediction: EvalPrediction) -> dict[str, float]:
+    predicted = np.asarray(prediction.predictions).argmax(-1)
+    return {
+        "accuracy": float((predicted == prediction.label_ids).mean()),
+        "macro_f1": float(f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)),
+    }
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # proc(5): resets the resident set's high-water mark
+        except OSError:
+            pass  # the mark then covers the whole process: an upper bound
+
+
+def _peak_memory_mb() -> float:
+    """Peak since the reset: of the device's memory on CUDA, else of the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "linux":
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,60 @@
+"""Numbers for people, and text that stays text."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from reports import formats
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (formats.count(770), "770"),
+        (formats.count(148_226), "148 k"),
+        (formats.count(999_999), "1 M"),
+        (formats.count(22_700_000), "22.7 M"),
+        (formats.count(0), "0"),
+        (formats.count(float("nan")), formats.MISSING),
+        (formats.size(590_000), "590 kB"),
+        (formats.duration(0.04), "40 ms"),
+        (formats.duration(3.44), "3.4 s"),
+        (formats.duration(59.7), "1 min"),
+        (formats.duration(72), "1 min 12 s"),
+        (formats.duration(3605), "1 h"),
+        (formats.duration(90_000), "1 d 1 h"),
+        (formats.percent(0.6533), "0.65 %"),
+        (formats.percent(100), "100 %"),
+        (formats.percent(0.00004), "&lt; 0.001 %"),
+        (formats.score_interval(0.755, 0.738, 0.772), "0.755 [0.738, 0.772]"),
+        (formats.score_interval(0.755, float("nan"), float("nan")), "0.755"),
+        (formats.signed(-0.0001), "0.000"),
+        (formats.signed(-0.02), "\N{MINUS SIGN}0.020"),
+        (formats.setting(8.0), "8"),
+        (formats.setting(3.123e-5), "3.12e-05"),
+        (formats.setting("linear"), "linear"),
+    ],
+)
+def test_numbers(shown, expected):
+    assert shown == expected
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), pd.NA, pd.NaT, "", "  "])
+def test_missing_values_are_one_dash(value):
+    assert formats.is_missing(value) and formats.setting(value) == formats.MISSING
+
+
+def test_text_is_inert():
+    assert formats.escape("a|b\n<script>") == "a\\|b &lt;script&gt;"
+    assert formats.escape("learning_rate") == "learning_rate"
+    assert formats.escape("_x_ *y* [z](u)") == "\\_x\\_ \\*y\\* \\[z\\](u)"
+    assert formats.escape("# no heading") == "\\# no heading"
+    assert len(formats.escape("x" * 1000)) == 240
+    assert formats.code("a|`b`\nc") == "`a\\|'b' c`"
+    assert formats.fence("```\nevil\n```").startswith("````\n")
+
+
+def test_empty_columns_are_dropped():
+    table = formats.markdown_table(["a", "b", "c"], [["1", formats.MISSING, "3"], ["4", "", "6"]])
+    assert table.splitlines()[0] == "| a | c |" and formats.markdown_table(["a"], []) == ""

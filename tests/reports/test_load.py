@@ -1,0 +1,150 @@
+"""Reading a real MLflow store: everything is found, and nothing that is missing or odd is a crash."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+import reports
+from reports import load
+from sweeper import schema
+from sweeper.errors import ThawlineError
+from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE
+
+
+def test_newest_comparison_comes_first_and_is_the_default(uri):
+    table = reports.list_comparisons(uri)
+    assert list(table["comparison"][:5]) == [HOSTILE, FAILURES, SINGLE, EQUAL, KNOWN]
+    assert table.set_index("comparison").loc[KNOWN, "strategies"] == "frozen, full, lora"
+    assert reports.load_comparison(uri).name == HOSTILE
+
+
+def test_everything_logged_is_there_and_typed(uri):
+    comparison = reports.load_comparison(uri, KNOWN)
+    assert set(comparison.studies["strategy"]) == {"full", "frozen", "lora"}
+    lora = comparison.studies.set_index("strategy").loc["lora"]
+    trials, finals = comparison.trials(lora["study"]), comparison.finals(lora["study"])
+    assert list(trials["trial"]) == [0, 1, 2, 3] and len(finals) == 3
+    assert trials["learning_rate"].iloc[0] == pytest.approx(3.123e-4) and trials["rank"].iloc[0] == 8
+    assert trials["device"].iloc[0] == "cpu"
+    assert list(comparison.floors["floor"]) == ["majority", "tfidf_logreg"]
+    assert len(comparison.predictions) == 3 * 3 + 2
+    table = comparison.predictions[finals["run_id"].iloc[0]]
+    assert set(table["label"]) == {"fresh", "NA"}  # a label called NA is not a missing value
+    assert (table["label"] == table["prediction"]).mean() == pytest.approx(finals["test_accuracy"].iloc[0])
+    assert comparison.versions["torch"] == "2.15.0" and comparison.config.startswith("strategy:")
+    assert comparison.data_summary["sizes"]["test"] == 2000
+
+
+def test_finals_count_only_for_the_present_winner_and_once_per_seed(uri):
+    comparison = reports.load_comparison(uri, SINGLE)
+    study = comparison.studies["study"].iloc[0]
+    finals = comparison.finals(study)
+    assert list(finals["seed"]) == [1000, 1001] and list(finals["test_accuracy"]) == [0.80, 0.81]
+    assert len(comparison.finals(study, "earlier")) == 3  # two of the old winner, one repeated
+    assert list(comparison.finals(study, "ignored")["state"]) == [schema.STATE_FAILED]
+
+
+def test_trials_follow_their_study_and_are_counted_once(uri):
+    comparison = reports.load_comparison(uri, SINGLE)
+    trials = comparison.trials(comparison.studies["study"].iloc[0])
+    assert sorted(zip(trials["trial"], trials["state"], strict=True)) == [
+        (0, "complete"),
+        (1, "complete"),
+        (2, "complete"),
+        (2, "interrupted"),
+    ]
+
+
+def test_two_studies_of_one_strategy_are_told_apart(recorder):
+    for name in ("m-d-lora-aaa", "m-d-lora-bbb"):
+        recorder.study("c-twins", "lora", name=name)
+    assert list(reports.load_comparison(recorder.uri, "c-twins").studies["label"]) == ["lora (aaa)", "lora (bbb)"]
+
+
+def test_resumed_study_is_one_row_with_its_present_state(recorder):
+    recorder.study("c-resumed", "lora", state=schema.STATE_FAILED, tags={schema.TAG_REASON: "disk full"})
+    recorder.study("c-resumed", "lora", winner=None, state=schema.STATE_RUNNING)
+    studies = reports.load_comparison(recorder.uri, "c-resumed").studies
+    assert len(studies) == 1
+    assert studies["state"].iloc[0] == schema.STATE_RUNNING and studies["configuration"].iloc[0] == "c1"
+    assert not isinstance(studies["reason"].iloc[0], str)
+
+
+def test_unreadable_artifacts_become_notes(recorder):
+    study = recorder.study("c-broken", "lora")
+    run = recorder.final("c-broken", study, 1000, 0.8, size=10, logged=False)
+    recorder.client.log_text(run, "no,useful,columns\n1,2,3\n", schema.ARTIFACT_PREDICTIONS)
+    parent = recorder.client.search_runs([recorder.experiment], f"tags.`{schema.TAG_STUDY}` = '{study}'")[-1]
+    recorder.client.log_text(parent.info.run_id, "{not json", schema.ARTIFACT_VERSIONS)
+    comparison = reports.load_comparison(recorder.uri, "c-broken")
+    assert comparison.predictions == {} and comparison.versions == {}
+    assert any("lora, seed 1000" in note and "no column item" in note for note in comparison.notes)
+    assert any(schema.ARTIFACT_VERSIONS in note for note in comparison.notes)
+
+
+def test_pages_are_followed_to_the_end(uri, monkeypatch):
+    whole = len(reports.load_comparison(uri, KNOWN).runs)
+    monkeypatch.setattr(load, "_PAGE", 2)
+    assert len(reports.load_comparison(uri, KNOWN).runs) == whole == 21
+
+
+@pytest.mark.slow
+def test_more_than_a_thousand_runs_are_complete(recorder):
+    study = recorder.study("c-many", "lora", params={schema.PARAM_N_TRIALS: 1050})
+    for number in range(1050):
+        recorder.trial("c-many", study, number)
+    assert len(reports.load_comparison(recorder.uri, "c-many").trials(study)) == 1050
+
+
+def test_unknown_comparison_names_the_near_ones(uri):
+    with pytest.raises(ThawlineError, match=r"unknown comparison 'c-knwon': did you mean 'c-known'") as error:
+        reports.load_comparison(uri, "c-knwon")
+    assert SINGLE in str(error.value)
+
+
+def test_nothing_recorded_says_what_to_run_and_creates_nothing(tmp_path):
+    path = tmp_path / "mlflow.db"
+    with pytest.raises(ThawlineError, match="make sweep"):
+        reports.load_comparison(f"sqlite:///{path}")
+    assert not path.exists()
+    sqlite3.connect(path).close()
+    path.touch()
+    with pytest.raises(ThawlineError, match="make sweep"):
+        reports.load_comparison(f"sqlite:///{path}")
+    assert path.stat().st_size == 0  # MLflow was not let near a database that is not its own
+    path.write_text("this is no database, whatever it is called " * 50)
+    with pytest.raises(ThawlineError, match="cannot read"):
+        reports.load_comparison(f"sqlite:///{path}")
+
+
+def test_store_without_comparisons_is_empty(uri):
+    from mlflow import MlflowClient
+
+    MlflowClient(uri).create_experiment("nothing in it")
+    assert reports.list_comparisons(uri, "nothing in it").empty
+    with pytest.raises(ThawlineError, match="did you mean 'thawline'"):
+        reports.list_comparisons(uri, "thawlin")
+
+
+def test_refused_stores_and_dead_servers_fail_at_once(tmp_path):
+    with pytest.raises(ThawlineError, match=r"tracking\.uri"):
+        reports.list_comparisons(f"file://{tmp_path}/mlruns")
+    with pytest.raises(ThawlineError, match="no MLflow server answers"):
+        reports.list_comparisons("http://127.0.0.1:9")
+
+
+def test_importing_the_package_is_light_and_never_loads_the_engine():
+    script = (
+        "import sys, reports\n"
+        "assert not {'mlflow', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "import reports.load, reports.stats, reports.tables, reports.verdict, reports.plots, reports.render\n"
+        "heavy = {'mlflow', 'matplotlib', 'torch', 'optuna', 'hydra', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "ours = {m for m in sys.modules if m.split('.')[0] in ('sweeper', 'strategies')}\n"
+        "assert ours <= {'sweeper', 'sweeper.schema', 'sweeper.errors'}, ours\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
