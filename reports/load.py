@@ -397,7 +397,7 @@ def _mark_use(runs: pd.DataFrame, studies: pd.DataFrame) -> pd.DataFrame:
     current = scored[
         (scored["state"] == schema.STATE_COMPLETE)
         & scored["configuration"].notna()
-        
+        & (scored["configuration"] == scored["study"].map(winners))
     ]
     newest = current[~(current.duplicated(["study", schema.PARAM_SEED], keep="last"))]
     runs.loc[newest.index, "use"] = "counted"

@@ -414,10 +414,14 @@ def _data(loaded: Comparison) -> list[str]:
     if isinstance(sizes, dict) and sizes and not logged:  # else among what was measured
         shown = ", ".join(f"{formats.setting(number)} {formats.escape(split)}" for split, number in sizes.items())
         lines.append(f"Items: {shown}.")
-    groups = loaded.data_summary.get("groups")
-    if isinstance(groups, dict) and any(groups.values()):
-        shown = ", ".join(f"{number} {formats.escape(split)}" for split, number in groups.items() if number)
-        lines.append(f"Groups of items that stay in one split: {shown}.")
+    for what, key in (
+        ("Groups of items that stay in one split", "groups"),
+        ("Texts cut at the maximal length", "truncated"),
+    ):
+        counts = loaded.data_summary.get(key)
+        if isinstance(counts, dict) and any(counts.values()):
+            shown = ", ".join(f"{number} {formats.escape(split)}" for split, number in counts.items() if number)
+            lines.append(f"{what}: {shown}.")
     return lines
 
 

@@ -134,8 +134,10 @@ def boundary(model: nn.Module, layout: Layout) -> int:
 
 
 def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
-    """Numbers of parameters (``total``, ``trainable``, ``head``, ``backbone``; the last two of the trainable ones)
-    and ``stored_bytes``, the size of the trained tensors on disk."""
+    """Count parameters: ``total``, ``trainable``, and of the trainable ones ``head`` and ``backbone``.
+
+    ``stored_bytes`` is the size of the trained tensors on disk.
+    """
     counts = {"total": 0, "trainable": 0, "head": 0, "backbone": 0, "stored_bytes": 0}
     for name, parameter in model.named_parameters():
         counts["total"] += parameter.numel()

@@ -30,7 +30,7 @@ class Partial(Strategy):
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1:
-            raise ValueError(f"num_blocks={self.num_blocks}: must be at least 1 (strategy=frozen trains the head alone)")
+            raise ValueError(f"num_blocks={self.num_blocks}: must be at least 1 (frozen trains the head alone)")
         if self.head_lr_multiplier <= 0:
             raise ValueError(f"head_lr_multiplier={self.head_lr_multiplier}: must be above 0")
 

@@ -18,7 +18,7 @@ __all__ = ["main"]
 COMMANDS = {
     "sweep": "one study, its finals and its comparison's report (the default)",
     "compare": "a study for each of strategy=a,b,c (default: all), with equal budgets, and one report",
-    "report": "rebuild a comparison's report from MLflow, running nothing (report.comparison=name; default: the newest)",
+    "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest)",
 }
 ALL = "all"
 
@@ -74,7 +74,7 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _strategies(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The strategies of a comparison, and the arguments with the first of them only, as Hydra composes one at a time."""
+    """The strategies of a comparison, and the arguments with the first of them only: Hydra composes one at a time."""
     if command != "compare":
         return [], arguments
     available = sorted(path.stem for path in (config_dir() / "strategy").glob("*.yaml"))
@@ -106,7 +106,9 @@ def _check(arguments: list[str], strategies: list[str]) -> None:
     variants = [[*overrides[:-1], f"strategy={name}"] for name in strategies] or [overrides]
     problems = [problem for variant in variants for problem in check_overrides(variant, config_dir(), extra_dir)]
     if problems:
-        raise ConfigError(list(dict.fromkeys(problems)), "`make help` shows the commands, conf/ and sweeper/config.py the keys.")
+        raise ConfigError(
+            list(dict.fromkeys(problems)), "`make help` shows the commands, conf/ and sweeper/config.py the keys."
+        )
 
 
 def _fail(error: ThawlineError) -> None:

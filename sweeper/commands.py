@@ -1,8 +1,7 @@
-"""The commands behind ``make sweep``, ``make compare`` and ``make report``: configurations in, runs and a report out."""
+"""The commands behind ``make sweep``, ``make compare`` and ``make report``: configurations in, a report out."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -136,7 +135,9 @@ def _load(config: Config, console: Console) -> tuple[TextDataset, Task]:
     for warning in dataset.summary.get("warnings", []):
         console.print(f"[yellow]data:[/yellow] {warning}", highlight=False)
     model = config.model
-    source = {"asset": lambda: fetch(model.name), "local": lambda: model.path, "hub": lambda: model.name}[model.source]()
+    source = {"asset": lambda: fetch(model.name), "local": lambda: model.path, "hub": lambda: model.name}[
+        model.source
+    ]()
     trainer = config.trainer
     settings = TrainerSettings(
         epochs=trainer.epochs,
@@ -301,7 +302,9 @@ def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Pr
     tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
     for floor in floors(dataset):
         params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
-        run_id = tracker.start(schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name})
+        run_id = tracker.start(
+            schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name}
+        )
         split = dataset.test
         predictions = pd.DataFrame(
             {
@@ -419,9 +422,15 @@ def _git_revision() -> str:
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
-        tracked = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, timeout=10)
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return "installed package"
     return result.stdout.strip() if tracked.returncode == 0 else "installed package"

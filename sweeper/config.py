@@ -161,7 +161,7 @@ def check(config: Config) -> list[str]:
         if value is not None and value not in allowed:
             problems.append(f"{group}{'.' if group else ''}{key}={value}: {near_matches(str(value), allowed)}")
     if config.study.direction == natural_direction(config.study.metric, opposite=True):
-        problems.append(f"study.direction={config.study.direction}: the wrong way for study.metric={config.study.metric}")
+        problems.append(f"study.direction={config.study.direction}: the wrong way for {config.study.metric}")
     if config.model.source == "local" and not config.model.path:
         problems.append("model.path is not given: model=local needs model.path=<folder with a checkpoint>")
     if config.model.modality != config.dataset.modality:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -50,7 +51,7 @@ def estimate(task: Task, spec: StrategySpec, n_trials: int, final_seeds: int) ->
     marks: list[float] = []
     short = replace(task, settings=replace(task.settings, epochs=1), train=train, validation=validation)
     short.run(spec, spec.corners()[-1], seed=0, on_step=lambda: marks.append(time.perf_counter()))
-    steps = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(marks)]
     train_steps = max(1, math.ceil(len(train) / batch) - 1)
     timed_train = steps[min(WARM_UP_STEPS, train_steps - 1) : train_steps] or steps
     timed_evaluation = steps[train_steps:] or timed_train

@@ -79,7 +79,11 @@ def _explain_group(item: str, config_dir: Path, extra_dir: str | None) -> str:
     if option in options:
         message = _error([item])
         missing = re.findall(r"Missing mandatory value: (\S+)", message)
-        return f"{item} needs {', '.join(f'{_key(item)}.{key}=...' for key in missing)}" if missing else f"{item}: {message}"
+        return (
+            f"{item} needs {', '.join(f'{_key(item)}.{key}=...' for key in missing)}"
+            if missing
+            else f"{item}: {message}"
+        )
     return f"{group}={option}: {near_matches(option, options)}"
 
 
@@ -95,7 +99,8 @@ def _explain_key(item: str, message: str, base: Sequence[str]) -> str:
         if not isinstance(node, DictConfig) or part not in node:
             where = ".".join([*parts[:depth], ""])
             if not isinstance(node, DictConfig):
-                return f"{key}: {'.'.join(parts[:depth])} is a single value; give it whole, as {'.'.join(parts[:depth])}=..."
+                owner = ".".join(parts[:depth])
+                return f"{key}: {owner} is a single value; give it whole, as {owner}=..."
             allowed = [f"{where}{name}" for name in node if name != "hydra"]
             return f"{key}: no such key; {near_matches(key, allowed)}"
         node = node._get_node(part) if OmegaConf.is_missing(node, part) else node[part]

@@ -75,7 +75,9 @@ class Progress:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(strategy, total=self._units, detail="")
         resumed = f", {already} of them finished earlier" if already else ""
-        self.note(f"[bold]{strategy}[/bold]: {n_trials} trials of up to {epochs} epochs{resumed}, then {final_seeds} finals")
+        self.note(
+            f"[bold]{strategy}[/bold]: {n_trials} trials of up to {epochs} epochs{resumed}, then {final_seeds} finals"
+        )
 
     def trial_started(self, position: int, total: int, values: Mapping[str, Any]) -> None:
         """A trial begins with these values."""

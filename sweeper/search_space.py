@@ -113,8 +113,8 @@ def _distribution(where: str, bounds: Any, kind: Any) -> tuple[BaseDistribution 
     if unknown := [key for key in given if key not in _BOUNDS]:
         return None, [f"{where}.{key}: {near_matches(str(key), _BOUNDS)}" for key in unknown]
     if "choices" in given:
-        if len(given) > 1:
-            return None, [f"{where}: choices excludes {', '.join(sorted(set(given) - {'choices'}))}; set one or the other to null"]
+        if others := sorted(set(given) - {"choices"}):
+            return None, [f"{where}: choices excludes {', '.join(others)}; set one or the other to null"]
         if not isinstance(given["choices"], list | tuple) or not given["choices"]:
             return None, [f"{where}.choices={given['choices']}: must be a list of at least one value"]
         return CategoricalDistribution(list(given["choices"])), []

@@ -181,7 +181,12 @@ class _StudyRunner:
             schema.KIND_TRIAL,
             f"{self.plan.strategy} trial {trial.number}",
             self.plan.tags,
-            {**self.plan.params, **self._values(trial.params), schema.PARAM_SEED: seed, schema.PARAM_TRIAL: trial.number},
+            {
+                **self.plan.params,
+                **self._values(trial.params),
+                schema.PARAM_SEED: seed,
+                schema.PARAM_TRIAL: trial.number,
+            },
             parent=self.parent,
         )
         trial.set_user_attr(_RUN, run_id)
@@ -302,10 +307,10 @@ class _StudyRunner:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not complete:
             states = Counter(trial.user_attrs.get(_STATE) for trial in self._finished())
-            reasons = {str(trial.user_attrs.get(_REASON, "")) for trial in self._finished()} - {""}
+            reasons = sorted({str(trial.user_attrs.get(_REASON, "")) for trial in self._finished()} - {""})
+            counts = ", ".join(f"{count} {state}" for state, count in states.items())
             raise StudyError(
-                f"no trial of {self.plan.study} completed "
-                f"({', '.join(f'{count} {state}' for state, count in states.items())}: {'; '.join(sorted(reasons)[:3])})",
+                f"no trial of {self.plan.study} completed ({counts}: {'; '.join(reasons[:3])})",
                 "Search lower learning rates (strategy.search_space.learning_rate.high=...), or raise study.timeout.",
             )
         best = self.study.best_trial

@@ -127,9 +127,7 @@ class Tracker:
             inputs.append(DatasetInput(dataset=data._to_mlflow_entity(), tags=[tag]))
         self._client.log_inputs(run_id, inputs)
 
-    def finish(
-        self, run_id: str, state: str, *, reason: str = "", metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def finish(self, run_id: str, state: str, *, reason: str = "", metrics: Mapping[str, float] | None = None) -> None:
         """Close a run with a state of the schema and its last metrics."""
         tags = {schema.TAG_STATE: state}
         if reason:
@@ -176,7 +174,17 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for package in ("thawline", "torch", "transformers", "peft", "optuna", "mlflow", "hydra-core", "scikit-learn", "numpy"):
+    for package in (
+        "thawline",
+        "torch",
+        "transformers",
+        "peft",
+        "optuna",
+        "mlflow",
+        "hydra-core",
+        "scikit-learn",
+        "numpy",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

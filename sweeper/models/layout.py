@@ -11,8 +11,21 @@ __all__ = ["find_layout"]
 
 #: Names that attention's query and value projections go by; fused projections count as one.
 _QUERY_AND_VALUE = frozenset(
-    ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "query_proj", "value_proj")
-    + ("qkv", "c_attn", "query_key_value", "Wqkv", "in_proj")
+    [
+        "query",
+        "value",
+        "q_lin",
+        "v_lin",
+        "q_proj",
+        "v_proj",
+        "query_proj",
+        "value_proj",
+        "qkv",
+        "c_attn",
+        "query_key_value",
+        "Wqkv",
+        "in_proj",
+    ]
 )
 
 

@@ -59,7 +59,9 @@ def load_text_model(
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
         config = AutoConfig.from_pretrained(source, revision=revision or "main")
         if head == "native":
-            model = AutoModelForSequenceClassification.from_pretrained(source, revision=revision or "main", dtype=torch.float32, **labels)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                source, revision=revision or "main", dtype=torch.float32, **labels
+            )
         else:
             pooler = {} if pooling == "native" else without_pooler(config.model_type)
             body = AutoModel.from_pretrained(source, revision=revision or "main", dtype=torch.float32, **pooler)
@@ -69,10 +71,12 @@ def load_text_model(
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"model {str(source)!r} cannot be loaded: {first_line}",
-            "Give a folder with config.json, weights and tokenizer (model.path), or a hub name that this machine reaches.",
+            "Give a folder with config.json, weights and tokenizer (model.path), or a hub name within reach.",
         ) from error
     backbone = model.base_model_prefix
-    heads = tuple(name for name, part in model.named_children() if name != backbone and any(True for _ in part.parameters()))
+    heads = tuple(
+        name for name, part in model.named_children() if name != backbone and any(True for _ in part.parameters())
+    )
     return PretrainedText(model.eval(), tokenizer, find_layout(model, backbone, heads))
 
 

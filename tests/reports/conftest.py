@@ -121,6 +121,7 @@ class Recorder:
         }
         summary = {
             "sizes": {"train": 1000, "validation": 500, "test": 2000},
+            "truncated": {"train": 7, "test": 0},
             "groups": {"train": 300, "validation": None, "test": 100},
             "class_counts": {
                 "train": {"fresh": 620, "rot|ten <script>": 380},
@@ -242,14 +243,14 @@ def _record_equal(recorder: Recorder) -> None:
 
 
 def _record_single(recorder: Recorder) -> None:
-    """One strategy whose study grew: two finals of an older winner, one repeated final, one interrupted, one failed."""
+    """One strategy whose study grew: finals of an older winner, a repeated one, a failed one."""
     study = recorder.study(SINGLE, "lora", winner="new")
     for number in range(2):
         recorder.trial("c-before-it-grew", study, number, score=0.7 + 0.1 * number)
     recorder.trial(SINGLE, study, 2, state=schema.STATE_INTERRUPTED, tags={schema.TAG_REASON: "SIGTERM"})
     recorder.trial(SINGLE, study, 2)
     recorder.trial(SINGLE, study, 2)  # the same trial, mirrored twice
-    for seed in (1000, 1001):
+    for seed in (1000, 1001, 1002):
         recorder.final("c-before-it-grew", study, seed, 0.99, size=148_226, winner="old")
     for seed, score in ((1000, 0.99), (1000, 0.80), (1001, 0.81)):
         recorder.final(SINGLE, study, seed, score, size=148_226, winner="new", logged=False)

@@ -44,7 +44,7 @@ def test_finals_count_only_for_the_present_winner_and_once_per_seed(uri):
     study = comparison.studies["study"].iloc[0]
     finals = comparison.finals(study)
     assert list(finals["seed"]) == [1000, 1001] and list(finals["test_accuracy"]) == [0.80, 0.81]
-    assert len(comparison.finals(study, "earlier")) == 3  # two of the old winner, one repeated
+    assert len(comparison.finals(study, "earlier")) == 4  # three of the old winner, one repeated
     assert list(comparison.finals(study, "ignored")["state"]) == [schema.STATE_FAILED]
 
 

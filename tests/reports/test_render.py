@@ -56,7 +56,7 @@ def test_single_strategy_is_held_against_the_floor(built):
 
 
 def test_looks_at_the_test_split_are_counted(built):
-    assert "lora: 3 earlier finals were scored on the test split too" in prose(built[SINGLE])
+    assert "lora: 4 earlier finals were scored on the test split too" in prose(built[SINGLE])
     assert "1 final ended without a test score: out of memory" in prose(built[SINGLE])
     assert "2 of 3" in prose(built[SINGLE])  # seeds
     assert "earlier final" not in prose(built[KNOWN])
@@ -159,6 +159,7 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
         "`sha256:feed`",
         "12 duplicate texts",
         "Groups of items that stay in one split: 300 train, 100 test.",
+        "Texts cut at the maximal length: 7 train.",
         "| fresh | 620 (62.0 %) | 1000 (50.0 %) |",
         "make sweep STRATEGY=lora TRIALS=4",
         "`make report COMPARISON=c-known`",
