@@ -66,6 +66,8 @@ _METRICS = (
     schema.TEST_LOSS,
     schema.TEST_SAMPLES_PER_SECOND,
     schema.TUNING_SECONDS,
+    schema.N_TRIALS,
+    schema.FINAL_SEEDS,
 )
 _PARAMS = tuple(value for name, value in vars(schema).items() if name.startswith("PARAM_"))
 

@@ -138,7 +138,7 @@ def _strategy_row(comparison: Comparison, study: pd.Series, scores: SeedScores, 
         "interval_method": interval.method,
         "test_macro_f1": float(finals[schema.TEST_MACRO_F1].mean()) if len(finals) else math.nan,
         "seeds": float(len(finals)),
-        "seeds_asked": _number(study[schema.PARAM_FINAL_SEEDS]),
+        "seeds_asked": _number(study[schema.FINAL_SEEDS]),
         "best_validation_accuracy": math.nan if trial is None else float(trial[schema.BEST_VALIDATION_ACCURACY]),
         "train_seconds": float(finals[schema.TRAIN_SECONDS].mean()) if len(finals) else math.nan,
         "tuning_seconds": float(spent.sum()) if is_missing(tuning) and len(spent) else _number(tuning),
@@ -195,7 +195,7 @@ def accounting_table(comparison: Comparison) -> pd.DataFrame:
         unscored = comparison.finals(study["study"], "ignored")
         failed = unscored[unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))]
         rows.append(
-            {"strategy": study["label"], "asked": _number(study[schema.PARAM_N_TRIALS]), **counts}
+            {"strategy": study["label"], "asked": _number(study[schema.N_TRIALS]), **counts}
             | {"finished": sum(counts[state] for state in _FINISHED)}
             | {"state": study["state"], "study_reason": study["reason"], "reasons": reasons}
             | {"finals_failed": len(failed), "finals_reasons": dict(Counter(failed["reason"].dropna()).most_common())}

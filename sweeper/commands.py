@@ -19,6 +19,7 @@ import filelock
 import optuna
 import pandas as pd
 from omegaconf import OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -345,10 +346,12 @@ def _build_report(config: Config, comparison: str | None) -> Report:
 
 
 def _print_report(report: Report, config: Config, console: Console) -> None:
-    table = Table(title=report.comparison, title_justify="left")
-    columns = ("strategy", "trainable parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
+    table = Table(
+        title=f"{report.comparison}, test split", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
+    columns = ("strategy", "trained params", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
     for column in columns:
-        table.add_column(column, justify="left" if column == "strategy" else "right")
+        table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
     for row in report.table.to_dict("records"):
         table.add_row(*_row(row))
     console.print(table)
@@ -357,9 +360,12 @@ def _print_report(report: Report, config: Config, console: Console) -> None:
     console.print("MLflow UI: make ui", highlight=False)
 
 
+_FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF + LR"}
+
+
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["kind"] == "floor":
-        return (f"floor: {row['strategy']}", "", f"{row['test_accuracy']:.3f}", _interval(row), "")
+        return (_FLOORS.get(row["strategy"], row["strategy"]), "", f"{row['test_accuracy']:.3f}", _interval(row), "")
     tested = not math.isnan(row["test_accuracy"])
     seconds = [row["tuning_seconds"], row["train_seconds"] * row["seeds"]]
     return (

@@ -75,7 +75,7 @@ class TrainerConfig:
     """The training run of one configuration."""
 
     epochs: int = 3  # at most
-    batch_size: int = 16
+    batch_size: int = 32
     learning_rate: float | None = None  # a fixed rate; needs strategy.search_space.learning_rate=null
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1  # part of all steps

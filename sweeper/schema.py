@@ -95,7 +95,6 @@ TEST_SAMPLES_PER_SECOND: Final = "test_samples_per_second"
 TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state
 N_TRIALS: Final = "n_trials"  # the total asked for; a metric, because it may grow
 FINAL_SEEDS: Final = "final_seeds"  # the number of finals asked for; likewise
-PARAM_N_TRIALS, PARAM_FINAL_SEEDS = N_TRIALS, FINAL_SEEDS
 COUNT_PREFIX: Final = "trials_"  # trials_complete, trials_pruned, trials_diverged, trials_failed, trials_interrupted
 
 # --- params ------------------------------------------------------------------------------------------------------

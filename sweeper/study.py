@@ -190,7 +190,7 @@ class _StudyRunner:
             parent=self.parent,
         )
         trial.set_user_attr(_RUN, run_id)
-        self.progress.trial_started(position, self.plan.n_trials, self._values(trial.params))
+        self.progress.trial_started(position, self.plan.n_trials, trial.params)
         started = time.perf_counter()
         state, reason, value, metrics = schema.STATE_FAILED, "", None, {}
         history: list[EpochRecord] = []
@@ -270,6 +270,8 @@ class _StudyRunner:
             last = [trial for trial in trials if trial.user_attrs.get(_INDEX) == index][-1]
             if count < ATTEMPTS:
                 self.study.enqueue_trial(last.params, user_attrs={_INDEX: index})
+            elif run_id := last.user_attrs.get(_RUN):
+                self.tracker.finish(run_id, schema.STATE_FAILED, reason=f"interrupted {count} times")
 
     def _finished(self) -> list[FrozenTrial]:
         """The trials that count towards the total: all but interrupted ones that are, or can be, tried again."""
@@ -401,6 +403,8 @@ class _StudyRunner:
     def _totals(self) -> dict[str, float]:
         trials = self.study.get_trials(deepcopy=False)
         states = Counter(trial.user_attrs.get(_STATE) for trial in trials)
+        given_up = sum(trial.user_attrs.get(_STATE) == schema.STATE_INTERRUPTED for trial in self._finished())
+        states.update({schema.STATE_FAILED: given_up, schema.STATE_INTERRUPTED: -given_up})
         totals: dict[str, float] = {
             f"{schema.COUNT_PREFIX}{state}": states.get(state, 0)
             for state in (
@@ -448,7 +452,7 @@ def _sampler(name: str, seed: int) -> BaseSampler:
 
 def _pruner(name: str, epochs: int) -> BasePruner:
     if name == "median":
-        return MedianPruner(n_startup_trials=3, n_warmup_steps=0, n_min_trials=3)
+        return MedianPruner(n_startup_trials=2, n_warmup_steps=0, n_min_trials=2)
     if name == "hyperband":
         return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
     if name == "successive_halving":

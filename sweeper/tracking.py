@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "versions"]
 
 _PARAM_LENGTH = 6000  # MLflow refuses longer values
 _BATCH_PARAMS, _BATCH_METRICS = 100, 1000
@@ -87,6 +88,8 @@ class Tracker:
         except MlflowException:
             return False
         self._log(run_id, tags={**tags, schema.TAG_STATE: schema.STATE_RUNNING})
+        with contextlib.suppress(MlflowException):  # it may have none
+            self._client.delete_tag(run_id, schema.TAG_REASON)
         return True
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
@@ -144,7 +147,7 @@ class Tracker:
 
     def find(self, tags: Mapping[str, str]) -> list[str]:
         """The ids of all runs that carry these tags."""
-        quoted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        quoted = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
         runs: list[str] = []
         token: str | None = None
         while True:
@@ -167,6 +170,11 @@ class Tracker:
         self._client.log_batch(
             run_id, metrics=points, tags=[RunTag(key, str(value)) for key, value in (tags or {}).items()]
         )
+
+
+def _quoted(value: str) -> str:
+    """A string of MLflow's search language; it has no escapes, only two kinds of quotes."""
+    return f"'{value}'" if "'" not in value else f'"{value}"'
 
 
 def versions() -> dict[str, str]:

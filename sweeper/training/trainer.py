@@ -318,12 +318,12 @@ def _reset_peak_memory() -> None:
 def _peak_memory_mb() -> float:
     """Peak since the reset: of the device's memory on CUDA, else of the process's resident set."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated() / 1e6
     if sys.platform == "linux":
         with open("/proc/self/status") as file:
             for line in file:
                 if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 1024
+                    return int(line.split()[1]) * 1024 / 1e6
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -111,8 +111,6 @@ class Recorder:
             schema.TAG_WINNER: winner,
         }
         params = {
-            schema.PARAM_N_TRIALS: 4,
-            schema.PARAM_FINAL_SEEDS: 3,
             schema.PARAM_METRIC: "validation_accuracy",
             schema.PARAM_SAMPLER: "tpe",
             schema.PARAM_PRUNER: "median",
@@ -136,7 +134,8 @@ class Recorder:
             strategy=strategy,
             tags=tags | more.pop("tags", {}),
             params=params | more.pop("params", {}),
-            metrics={schema.TUNING_SECONDS: 72.0},
+            metrics={schema.TUNING_SECONDS: 72.0, schema.N_TRIALS: 4.0, schema.FINAL_SEEDS: 3.0}
+            | more.pop("metrics", {}),
             artifacts={
                 schema.ARTIFACT_CONFIG: f"strategy: {strategy}\n",
                 schema.ARTIFACT_VERSIONS: json.dumps({"torch": "2.15.0", "python": "3.11.7"}),

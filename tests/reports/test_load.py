@@ -94,7 +94,7 @@ def test_pages_are_followed_to_the_end(uri, monkeypatch):
 
 @pytest.mark.slow
 def test_more_than_a_thousand_runs_are_complete(recorder):
-    study = recorder.study("c-many", "lora", params={schema.PARAM_N_TRIALS: 1050})
+    study = recorder.study("c-many", "lora", metrics={schema.N_TRIALS: 1050.0})
     for number in range(1050):
         recorder.trial("c-many", study, number)
     assert len(reports.load_comparison(recorder.uri, "c-many").trials(study)) == 1050

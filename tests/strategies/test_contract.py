@@ -1,0 +1,163 @@
+"""Every strategy, over every kind of head, by the same contract."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from strategies import STRATEGIES, Frozen, Full, Layout, Lora, Partial, Strategy, boundary, count_parameters
+from sweeper.models.text import PretrainedText, load_text_model
+from tests.strategies import strategy_contract as contract
+
+HEADS = [("linear", "mean"), ("mlp", "first"), ("native", "native")]
+EXAMPLES: dict[str, Strategy] = {
+    "frozen": Frozen(),
+    "lora": Lora(rank=4, dropout=0.1),
+    "lora-all-linear": Lora(rank=2, targets="all-linear"),
+    "partial": Partial(num_blocks=2, head_lr_multiplier=3.0),
+    "full": Full(head_lr_multiplier=10.0),
+}
+
+
+@pytest.fixture(scope="module", params=HEADS, ids=lambda pair: "-".join(pair))
+def pretrained(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> PretrainedText:
+    head, pooling = request.param
+    return load_text_model(tiny_checkpoint, head=head, pooling=pooling, label_names=["rotten", "fresh"])
+
+
+@pytest.fixture(params=EXAMPLES)
+def strategy(request: pytest.FixtureRequest) -> Strategy:
+    return EXAMPLES[request.param]
+
+
+def test_every_strategy_is_here() -> None:
+    assert {type(example) for example in EXAMPLES.values()} == set(STRATEGIES.values())
+    assert all(name == cls.name for name, cls in STRATEGIES.items())
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        contract.check_groups_partition_the_trainables,
+        contract.check_head_always_trains,
+        contract.check_only_trainables_move,
+        contract.check_prefix_computes_the_same_in_training,
+        contract.check_starts_as_the_pretrained_model,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_contract(check: object, strategy: Strategy, pretrained: PretrainedText) -> None:
+    check(strategy, pretrained)  # type: ignore[operator]
+
+
+def test_save_and_reload_agree(strategy: Strategy, pretrained: PretrainedText, tmp_path: Path) -> None:
+    contract.check_save_and_reload_agree(strategy, pretrained, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def linear(tiny_checkpoint: Path) -> PretrainedText:
+    return load_text_model(tiny_checkpoint, head="linear", pooling="mean", label_names=["rotten", "fresh"])
+
+
+def trainable(strategy: Strategy, pretrained: PretrainedText) -> set[str]:
+    model = contract.prepared(strategy, pretrained)
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_frozen_trains_the_head_alone(linear: PretrainedText) -> None:
+    assert trainable(Frozen(), linear) == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_partial_trains_the_last_blocks(linear: PretrainedText, number: int) -> None:
+    model = contract.prepared(Partial(num_blocks=number), linear)
+    trained = {name.split(".")[3] for name, p in model.named_parameters() if p.requires_grad and "layer." in name}
+    assert trained == {str(index) for index in range(4 - number, 4)}
+    assert not any(p.requires_grad for p in model.get_submodule("backbone.embeddings").parameters())
+    assert boundary(model, linear.layout) == 4 - number
+
+
+def test_full_trains_everything(linear: PretrainedText) -> None:
+    model = contract.prepared(Full(), linear)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert boundary(model, linear.layout) == 0
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_lora_counts_match_the_closed_form(linear: PretrainedText, rank: int) -> None:
+    counts = count_parameters(contract.prepared(Lora(rank=rank), linear), linear.layout)
+    blocks, width = 4, 32
+    assert counts["backbone"] == blocks * 2 * 2 * width * rank  # query and value; A and B of width x rank each
+    assert counts["head"] == 2 * width + 2
+    assert counts["stored_bytes"] == 4 * counts["trainable"]
+
+
+def test_lora_alpha_scales_the_update(linear: PretrainedText) -> None:
+    def scaling(strategy: Lora) -> float:
+        model = contract.prepared(strategy, linear)
+        return float(model.get_submodule(linear.layout.adapter_targets["attention"][0]).scaling["default"])
+
+    assert scaling(Lora(rank=8)) == 2.0
+    assert scaling(Lora(rank=8, alpha_ratio=4.0)) == 4.0
+    assert scaling(Lora(rank=8, alpha=4.0)) == 0.5
+
+
+def test_lora_targets_by_name(linear: PretrainedText) -> None:
+    names = trainable(Lora(targets="query, key"), linear)
+    assert any("key.lora_A" in name for name in names)
+    assert not any("value.lora_A" in name for name in names)
+    with pytest.raises(ValueError, match=r"targets='qery'.*attention, all-linear.*query, key, value"):
+        contract.prepared(Lora(targets="qery"), linear)
+
+
+def test_head_multiplier_reaches_the_heads_group_only(linear: PretrainedText) -> None:
+    model = contract.prepared(Full(head_lr_multiplier=10.0), linear)
+    head = {id(parameter) for name, parameter in model.named_parameters() if name.startswith("head.")}
+    for group in Full(head_lr_multiplier=10.0).param_groups(model, linear.layout, 1e-4, 0.01):
+        in_head = {id(parameter) in head for parameter in group["params"]}
+        assert in_head in ({True}, {False})
+        assert group["lr"] == pytest.approx(1e-3 if in_head == {True} else 1e-4)
+
+
+def test_seed_decides_the_head_and_the_adapters(linear: PretrainedText) -> None:
+    def state(seed: int) -> dict[str, torch.Tensor]:
+        return dict(contract.prepared(Lora(), linear, seed).named_parameters())
+
+    first, again, other = state(1), state(1), state(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert any(not torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Partial(num_blocks=0), "num_blocks=0"),
+        (lambda: Lora(rank=0), "rank=0"),
+        (lambda: Lora(dropout=1.0), "dropout=1.0"),
+        (lambda: Lora(alpha=8.0, alpha_ratio=2.0), "exclude each other"),
+        (lambda: Full(head_lr_multiplier=0.0), "head_lr_multiplier=0.0"),
+    ],
+)
+def test_impossible_values_name_the_field(make: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()  # type: ignore[operator]
+
+
+def test_too_many_blocks_says_how_many_there_are(linear: PretrainedText) -> None:
+    with pytest.raises(ValueError, match=r"num_blocks=5: the model has 4 blocks"):
+        contract.prepared(Partial(num_blocks=5), linear)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(linear: PretrainedText) -> None:
+    wrong = Layout(head=("classifier",), stem=(), blocks=())
+    with pytest.raises(ValueError, match=r"no parameter below classifier; the model has backbone, head"):
+        Frozen().prepare(linear.fresh(0), wrong)
+
+
+def test_fields_have_defaults_or_are_searched() -> None:
+    for cls in STRATEGIES.values():
+        assert all(field.name != "learning_rate" for field in fields(cls)), "the learning rate is not a field"

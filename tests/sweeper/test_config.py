@@ -1,0 +1,119 @@
+"""Configuration: every file composes, every mistake is named, all at once."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sweeper.config import Config, check, config_dir, register
+from sweeper.overrides import check_overrides
+from sweeper.search_space import parse_strategy
+
+GIVEN = {"model=hub_text": ["model.name=some/model"], "model=local": ["model.path=."]}
+OPTIONS = [
+    f"{path.parent.name}={path.stem}" for path in sorted(config_dir().glob("*/*.yaml")) if path.parent.name != "hydra"
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def schema() -> None:
+    register()
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", overrides=list(overrides))  # type: ignore[return-value]
+
+
+def problems(*overrides: str) -> list[str]:
+    return check_overrides(overrides, config_dir())
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_file_composes_and_is_valid(option: str) -> None:
+    overrides = [option, *GIVEN.get(option, [])]
+    assert problems(*overrides) == []
+    config = composed(*overrides)
+    assert check(config) == []
+    raw: Any = OmegaConf.to_container(config.strategy, resolve=True)  # type: ignore[call-overload]
+    spec, mistakes = parse_strategy(raw, config.trainer.learning_rate)
+    assert mistakes == []
+    assert spec is not None
+    assert spec.space
+
+
+@pytest.mark.parametrize("path", sorted(config_dir().glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_every_file_opens_with_its_command(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if "@package" not in line]
+    assert lines[0].startswith("# make "), f"{path} must open with the command that uses it"
+
+
+def test_every_key_of_the_schema_is_read_somewhere(repository: Path) -> None:
+    code = "\n".join(path.read_text() for path in (repository / "sweeper").rglob("*.py"))
+    for group in fields(Config):
+        default = getattr(Config(), group.name)
+        for key in fields(default) if is_dataclass(default) else ():
+            assert f".{key.name}" in code, f"{group.name}.{key.name} is declared and never read"
+
+
+def test_all_mistakes_come_at_once() -> None:
+    found = problems("strategy=lorra", "study.n_trial=3", "trainer.epochs=x", "final.seeds=0", "dataset.train_size=1")
+    assert len(found) == 5
+    text = "\n".join(found)
+    assert "strategy=lorra: did you mean 'lora'? allowed: frozen, full, lora, partial" in text
+    assert "study.n_trial: no such key; did you mean 'study.n_trials'" in text
+    assert "trainer.epochs=x: Value 'x' of type 'str' could not be converted to Integer" in text
+    assert "final.seeds=0: must be at least 1" in text
+    assert "dataset.train_size=1: must be at least 2" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model=minilm2", "did you mean 'minilm'? allowed: hub_text, local, minilm"),
+        ("dataset=reviews", "allowed: review_lines"),
+        ("model=hub_text", "model=hub_text needs model.name=..."),
+        ("strategy.rnk=4", "did you mean 'strategy.rank'"),
+        ("trainer.epochs.max=4", "trainer.epochs is a single value"),
+        ("trainr.epochs=4", "did you mean 'trainer'"),
+    ],
+)
+def test_a_wrong_override_names_what_is_allowed(override: str, words: str) -> None:
+    assert words in "\n".join(problems(override))
+
+
+def test_a_key_that_another_strategy_has_is_refused() -> None:
+    assert problems("strategy=lora", "strategy.dropout=0.1") == []
+    assert "strategy.dropout: no such key" in problems("strategy=full", "strategy.dropout=0.1")[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("study.n_trials=0", "study.n_trials=0: must be at least 1"),
+        ("trainer.warmup_ratio=1", "trainer.warmup_ratio=1.0: must be at least 0 and below 1"),
+        ("trainer.max_grad_norm=0", "trainer.max_grad_norm=0.0: must be above 0"),
+        ("study.timeout=-1", "study.timeout=-1.0: must be above 0"),
+        ("study.pruner=medan", "did you mean 'median'"),
+        ("study.sampler=tpee", "did you mean 'tpe'"),
+        ("trainer.precision=fp8", "allowed: auto, bf16, fp16, fp32"),
+        ("model.head=mpl", "did you mean 'mlp'"),
+        ("verbosity=loud", "allowed: normal, quiet, verbose"),
+        ("study.direction=minimize", "the wrong way for validation_accuracy"),
+        ("model=local", "model.path is not given"),
+    ],
+)
+def test_impossible_values_are_named(override: str, words: str) -> None:
+    assert words in "\n".join(check(composed(override)))
+
+
+def test_a_users_own_folder_joins_the_search_path(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("name: review_lines\nmodality: text\ntrain_size: 10\n")
+    assert check_overrides(["dataset=mine"], config_dir(), str(tmp_path)) == []
+    assert "allowed: mine, review_lines" in check_overrides(["dataset=mien"], config_dir(), str(tmp_path))[0]
