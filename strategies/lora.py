@@ -69,7 +69,7 @@ class Lora(Strategy):
             model,
             LoraConfig(
                 r=self.rank,
-                lora_alpha=(self.alpha_ratio or 2.0) * self.rank if self.alpha is None else self.alpha,
+                lora_alpha=(self.alpha_ratio or 2.0) * self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]
                 lora_dropout=self.dropout,
                 target_modules=list(self._target_names(layout)),
                 bias="none",

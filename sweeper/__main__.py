@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import cast
 
 import hydra
 from hydra import compose
@@ -61,7 +62,7 @@ def _dispatch(command: str, config: Config, strategies: list[str], full_command:
     configs = [config]
     if command == "compare":
         others = [item for item in HydraConfig.get().overrides.task if not item.startswith("strategy=")]
-        configs = [compose("config", overrides=[*others, f"strategy={name}"]) for name in strategies]
+        configs = [cast(Config, compose("config", overrides=[*others, f"strategy={name}"])) for name in strategies]
     commands.run(configs, full_command)
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import os
-import re
-import subprocess
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import filelock
 import optuna
 import pandas as pd
 from omegaconf import OmegaConf
@@ -33,16 +26,15 @@ from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate
 from sweeper.interruption import Interrupted
 from sweeper.objective import Task
+from sweeper.ownership import Owner
+from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress, duration
-from sweeper.search_space import LEARNING_RATE, StrategySpec, parse_strategy
-from sweeper.study import Plan, run_study
-from sweeper.tracking import Tracker, versions
+from sweeper.search_space import StrategySpec, parse_strategy
+from sweeper.study import run_study
+from sweeper.tracking import Tracker
 from sweeper.training.trainer import TrainerSettings, resolve_precision
 
 __all__ = ["report", "run"]
-
-#: What may differ between the studies of one comparison, or grow when one is continued.
-_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final")
 
 
 def run(configs: Sequence[Config], command: str) -> None:
@@ -60,19 +52,19 @@ def run(configs: Sequence[Config], command: str) -> None:
     config = configs[0]
     console = Console()
     specs = _validate(configs)
-    dataset, task = _load(config, console)
+    task = _load(config, console)
     _check_model(task, specs)
-    plans = [_plan(item, spec, dataset, task, command) for item, spec in zip(configs, specs, strict=True)]
+    plans = [make_plan(item, spec, task, command) for item, spec in zip(configs, specs, strict=True)]
     if config.dry_run:
         _print_dry_run(configs, plans, task, console)
         return
 
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with _owner(output_dir), Progress(console, config.verbosity) as progress:
+    with Owner(output_dir), Progress(console, config.verbosity) as progress:
         tracker = Tracker(_tracking_uri(config), config.tracking.experiment, output_dir / "artifacts")
         storage = optuna.storages.RDBStorage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
-        _log_floors(plans[0], dataset, tracker, progress)
+        _log_floors(plans[0], task.dataset, tracker, progress)
         try:
             for plan in plans:
                 finished = _finished_trials(plan, storage)
@@ -108,7 +100,7 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
     problems: list[str] = check(configs[0])
     specs: list[StrategySpec] = []
     for config in configs:
-        raw = OmegaConf.to_container(config.strategy, resolve=True)  # type: ignore[call-overload]
+        raw = cast(dict[str, Any], OmegaConf.to_container(cast(Any, config.strategy), resolve=True))
         spec, mistakes = parse_strategy(raw, config.trainer.learning_rate)
         problems += [problem if len(configs) == 1 else f"{raw.get('name')}: {problem}" for problem in mistakes]
         if spec is not None:
@@ -122,7 +114,7 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
     return specs
 
 
-def _load(config: Config, console: Console) -> tuple[TextDataset, Task]:
+def _load(config: Config, console: Console) -> Task:
     if config.verbosity != "quiet":
         console.print(f"Loading {config.dataset.name} and {config.model.name} ...")
     data = config.dataset
@@ -136,9 +128,7 @@ def _load(config: Config, console: Console) -> tuple[TextDataset, Task]:
     for warning in dataset.summary.get("warnings", []):
         console.print(f"[yellow]data:[/yellow] {warning}", highlight=False)
     model = config.model
-    source = {"asset": lambda: fetch(model.name), "local": lambda: model.path, "hub": lambda: model.name}[
-        model.source
-    ]()
+    source: str | Path = fetch(model.name) if model.source == "asset" else str(model.path or model.name)
     trainer = config.trainer
     settings = TrainerSettings(
         epochs=trainer.epochs,
@@ -154,7 +144,7 @@ def _load(config: Config, console: Console) -> tuple[TextDataset, Task]:
         metric=config.study.metric,
         maximize=natural_direction(config.study.metric) == "maximize",
     )
-    task = Task.load(
+    return Task.load(
         dataset,
         source,
         head=model.head,
@@ -163,7 +153,6 @@ def _load(config: Config, console: Console) -> tuple[TextDataset, Task]:
         max_length=data.max_length,
         settings=settings,
     )
-    return dataset, task
 
 
 def _check_model(task: Task, specs: Sequence[StrategySpec]) -> None:
@@ -177,75 +166,6 @@ def _check_model(task: Task, specs: Sequence[StrategySpec]) -> None:
                 problems.append(f"strategy={spec.cls.name}: {error}")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), "Change strategy.* or strategy.search_space.* accordingly.")
-
-
-def _plan(config: Config, spec: StrategySpec, dataset: TextDataset, task: Task, command: str) -> Plan:
-    raw: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    measured = {key: value for key, value in raw.items() if key not in _NOT_MEASURED}
-    study = measured.pop("study")
-    measured["study"] = {key: study[key] for key in ("seed", "sampler", "pruner", "metric")}
-    measured["data"] = dataset.fingerprint
-    measured["precision"] = task.settings.precision
-    strategy = measured.pop("strategy")
-    shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
-    model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
-    prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"
-    comparison = f"{prefix}-{_digest(shared)}"
-    name = config.study.name or f"{prefix}-{spec.cls.name}-{_digest({**measured, 'strategy': strategy})}"
-    tags = {
-        schema.TAG_COMPARISON: comparison,
-        schema.TAG_STUDY: name,
-        schema.TAG_STRATEGY: spec.cls.name,
-        schema.TAG_MODEL: model,
-        schema.TAG_DATASET: config.dataset.name,
-    }
-    params = {
-        schema.PARAM_STRATEGY: spec.cls.name,
-        schema.PARAM_MODEL: model,
-        schema.PARAM_DATASET: config.dataset.name,
-        schema.PARAM_EPOCHS: config.trainer.epochs,
-        schema.PARAM_BATCH_SIZE: config.trainer.batch_size,
-        schema.PARAM_TRAIN_SIZE: len(dataset.train),
-        schema.PARAM_VALIDATION_SIZE: len(dataset.validation),
-        schema.PARAM_TEST_SIZE: len(dataset.test),
-        schema.PARAM_PRECISION: task.settings.precision,
-        schema.PARAM_DEVICE: _device(),
-        schema.PARAM_HEAD: config.model.head,
-        schema.PARAM_POOLING: config.model.pooling,
-        schema.PARAM_METRIC: config.study.metric,
-        schema.PARAM_SAMPLER: config.study.sampler,
-        schema.PARAM_PRUNER: config.study.pruner,
-    }
-    truncated = {split: getattr(task, split).truncated for split in ("train", "validation", "test")}
-    return Plan(
-        study=name,
-        comparison=comparison,
-        strategy=spec.cls.name,
-        spec=spec,
-        n_trials=config.study.n_trials,
-        timeout=config.study.timeout,
-        seed=config.study.seed,
-        sampler=config.study.sampler,
-        pruner=config.study.pruner,
-        metric=config.study.metric,
-        maximize=task.settings.maximize,
-        final_seeds=config.final.seeds,
-        max_failure_rate=config.study.max_failure_rate,
-        tags=tags,
-        params=params,
-        study_tags={
-            schema.TAG_COMMAND: command,
-            schema.TAG_GIT: _git_revision(),
-            schema.TAG_FINGERPRINT: dataset.fingerprint,
-        },
-        files={
-            schema.ARTIFACT_CONFIG: OmegaConf.to_yaml(config, resolve=True),
-            schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
-            schema.ARTIFACT_DATA_SUMMARY: json.dumps(
-                {**dataset.summary, "label_names": list(dataset.label_names), "truncated": truncated}, indent=2
-            ),
-        },
-    )
 
 
 def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task, console: Console) -> None:
@@ -269,30 +189,6 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
 
 
 # --- around the studies ------------------------------------------------------------------------------------------
-
-
-class _owner:
-    """The lock by which one process owns an output folder."""
-
-    def __init__(self, output_dir: Path) -> None:
-        self._folder = output_dir
-        self._lock = filelock.FileLock(output_dir / ".lock")
-
-    def __enter__(self) -> None:
-        note = self._folder / ".owner"
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            owner = note.read_text().strip() if note.exists() else "another process"
-            raise StudyError(
-                f"{self._folder} is in use by {owner}",
-                "Wait until it ends, or give this run its own folder: output_dir=<folder>.",
-            ) from None
-        note.write_text(f"process {os.getpid()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
-
-    def __exit__(self, *_: object) -> None:
-        (self._folder / ".owner").unlink(missing_ok=True)
-        self._lock.release()
 
 
 def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Progress) -> None:
@@ -401,42 +297,8 @@ def _quieten_libraries() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("._") or "unnamed"
-
-
 def _describe(distribution: optuna.distributions.BaseDistribution) -> str:
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         return f"one of {', '.join(map(str, distribution.choices))}"
     bounds = f"{distribution.low:g} to {distribution.high:g}"  # type: ignore[attr-defined]
     return f"{bounds}, log scale" if distribution.log else bounds  # type: ignore[attr-defined]
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _git_revision() -> str:
-    """The revision of this clone, ``-dirty`` where files differ from it; ``installed package`` outside of one."""
-    folder = Path(__file__).parent
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        tracked = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "installed package"
-    return result.stdout.strip() if tracked.returncode == 0 else "installed package"

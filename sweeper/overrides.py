@@ -101,7 +101,7 @@ def _explain_key(item: str, message: str, base: Sequence[str]) -> str:
             if not isinstance(node, DictConfig):
                 owner = ".".join(parts[:depth])
                 return f"{key}: {owner} is a single value; give it whole, as {owner}=..."
-            allowed = [f"{where}{name}" for name in node if name != "hydra"]
+            allowed = [f"{where}{name!s}" for name in node if name != "hydra"]
             return f"{key}: no such key; {near_matches(key, allowed)}"
         node = node._get_node(part) if OmegaConf.is_missing(node, part) else node[part]
     return f"{key}={given}: {message.splitlines()[0]}"

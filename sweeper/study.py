@@ -12,7 +12,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,12 @@ from sweeper.data import TextSplit
 from sweeper.errors import StudyError
 from sweeper.interruption import Interrupted, StopSignal
 from sweeper.objective import Run, Task, derive_seed
+from sweeper.plan import Plan
 from sweeper.progress import Progress
-from sweeper.search_space import StrategySpec
 from sweeper.tracking import Tracker
 from sweeper.training.trainer import Diverged, EpochRecord
 
-__all__ = ["Plan", "run_study"]
+__all__ = ["run_study"]
 
 STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default, 10, exceeds a small study
 WORST_LOSS = 1e9  # what a diverged trial reports
@@ -43,49 +42,6 @@ ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 _STATE, _REASON, _INDEX, _RUN, _SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
 # ... and of studies.
 _FINAL = "final"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One study as asked for.
-
-    Attributes:
-        study: name, unique for what is measured.
-        comparison: name of the studies it is compared with.
-        strategy: name of the strategy.
-        spec: its fixed values and search space.
-        n_trials: total of completed, pruned, diverged and failed trials.
-        timeout: seconds after which no trial starts, or None.
-        seed: the study's.
-        sampler: ``tpe``, ``random`` or ``gp``.
-        pruner: ``none``, ``median``, ``hyperband`` or ``successive_halving``.
-        metric: what trials are chosen by.
-        maximize: whether more of it is better.
-        final_seeds: number of finals.
-        max_failure_rate: share of failed trials above which the study stops.
-        tags: for each of its MLflow runs.
-        params: likewise.
-        study_tags: for its parent run: command, revision, fingerprint.
-        files: artifacts of its parent run, name -> text.
-    """
-
-    study: str
-    comparison: str
-    strategy: str
-    spec: StrategySpec
-    n_trials: int
-    timeout: float | None
-    seed: int
-    sampler: str
-    pruner: str
-    metric: str
-    maximize: bool
-    final_seeds: int
-    max_failure_rate: float
-    tags: Mapping[str, str]
-    params: Mapping[str, Any]
-    study_tags: Mapping[str, str]
-    files: Mapping[str, str]
 
 
 def run_study(

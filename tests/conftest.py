@@ -13,6 +13,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub fails at once, everywhere
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+# Threads that spin while they wait slow each other down many times over where something else uses the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A tracking server of the user's own must not receive the tests' runs.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
     os.environ.pop(name, None)

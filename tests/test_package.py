@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -81,3 +82,32 @@ def test_constraints_pin_every_dependency(repository: Path, wheel: zipfile.ZipFi
         name = canonicalize_name(requirement.name)
         assert name in pins, f"constraints.txt does not pin {name}"
         assert requirement.specifier.contains(pins[name]), f"{text} does not allow {pins[name]}"
+
+
+def test_the_installed_wheel_runs_from_an_empty_folder(
+    wheel: zipfile.ZipFile, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    wheel.extractall(site)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def python(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        result = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=240)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    assert python("-c", "import sweeper; print(sweeper.__file__)").startswith(str(site))
+    text = python(
+        "-m",
+        "sweeper",
+        "compare",
+        "strategy=frozen,full",
+        "experiment=smoke",
+        "model=local",
+        f"model.path={tiny_checkpoint}",
+        "dry_run=true",
+    )
+    assert "nothing is started" in text
+    assert "frozen" in text and "full" in text

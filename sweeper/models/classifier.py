@@ -55,7 +55,7 @@ class TextClassifier(PreTrainedModel):
             pooler = {} if config.pooling == "native" else without_pooler(settings["model_type"])
             backbone = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings), **pooler)
         self.backbone = backbone
-        self.head = build_head(config.head, _hidden_size(backbone.config), config.num_labels)
+        self.head = build_head(config.head, _hidden_size(backbone.config), len(config.id2label or {}))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -84,9 +84,9 @@ def _initialise(model: PreTrainedModel, head: nn.Module) -> None:
     """Give every layer of the head new weights, by the architecture's own rule where the head is native."""
     for module in head.modules():
         if isinstance(model, TextClassifier):
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
         else:
             for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]
             model._init_weights(module)

@@ -221,7 +221,8 @@ class _EpochRecorder(TrainerCallback):
         if logs and "loss" in logs:
             self._train_loss = float(logs["loss"])
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        metrics = kwargs["metrics"]
         record = EpochRecord(
             epoch=len(self.history) + 1,
             train_loss=self._train_loss,

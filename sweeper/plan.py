@@ -1,0 +1,182 @@
+"""What a configuration asks for, as plain values: the names of its study and comparison, budgets, tags and params."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sweeper import schema
+from sweeper.config import Config
+from sweeper.objective import Task
+from sweeper.search_space import LEARNING_RATE, StrategySpec
+from sweeper.tracking import versions
+
+__all__ = ["Plan", "make_plan"]
+
+#: What may differ between the studies of one comparison, or grow when one is continued.
+_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One study as asked for.
+
+    Attributes:
+        study: name, unique for what is measured.
+        comparison: name of the studies it is compared with.
+        strategy: name of the strategy.
+        spec: its fixed values and search space.
+        n_trials: total of completed, pruned, diverged and failed trials.
+        timeout: seconds after which no trial starts, or None.
+        seed: the study's.
+        sampler: ``tpe``, ``random`` or ``gp``.
+        pruner: ``none``, ``median``, ``hyperband`` or ``successive_halving``.
+        metric: what trials are chosen by.
+        maximize: whether more of it is better.
+        final_seeds: number of finals.
+        max_failure_rate: share of failed trials above which the study stops.
+        tags: for each of its MLflow runs.
+        params: likewise.
+        study_tags: for its parent run: command, revision, fingerprint.
+        files: artifacts of its parent run, name -> text.
+    """
+
+    study: str
+    comparison: str
+    strategy: str
+    spec: StrategySpec
+    n_trials: int
+    timeout: float | None
+    seed: int
+    sampler: str
+    pruner: str
+    metric: str
+    maximize: bool
+    final_seeds: int
+    max_failure_rate: float
+    tags: Mapping[str, str]
+    params: Mapping[str, Any]
+    study_tags: Mapping[str, str]
+    files: Mapping[str, str]
+
+
+def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> Plan:
+    """The plan of one composed configuration.
+
+    The study's name holds a hash of everything that changes what is measured, the comparison's name one of what its
+    studies share; neither depends on the number of trials or finals, which may grow.
+
+    Args:
+        config: composed and checked.
+        spec: its strategy.
+        task: its model and data, loaded.
+        command: the command line that reproduces it.
+    """
+    dataset = task.dataset
+    raw: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    measured = {key: value for key, value in raw.items() if key not in _NOT_MEASURED}
+    study = measured.pop("study")
+    measured["study"] = {key: study[key] for key in ("seed", "sampler", "pruner", "metric")}
+    measured["data"] = dataset.fingerprint
+    measured["precision"] = task.settings.precision
+    strategy = measured.pop("strategy")
+    shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
+    model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
+    prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"
+    comparison = f"{prefix}-{_digest(shared)}"
+    name = config.study.name or f"{prefix}-{spec.cls.name}-{_digest({**measured, 'strategy': strategy})}"
+    tags = {
+        schema.TAG_COMPARISON: comparison,
+        schema.TAG_STUDY: name,
+        schema.TAG_STRATEGY: spec.cls.name,
+        schema.TAG_MODEL: model,
+        schema.TAG_DATASET: config.dataset.name,
+    }
+    params = {
+        schema.PARAM_STRATEGY: spec.cls.name,
+        schema.PARAM_MODEL: model,
+        schema.PARAM_DATASET: config.dataset.name,
+        schema.PARAM_EPOCHS: config.trainer.epochs,
+        schema.PARAM_BATCH_SIZE: config.trainer.batch_size,
+        schema.PARAM_TRAIN_SIZE: len(dataset.train),
+        schema.PARAM_VALIDATION_SIZE: len(dataset.validation),
+        schema.PARAM_TEST_SIZE: len(dataset.test),
+        schema.PARAM_PRECISION: task.settings.precision,
+        schema.PARAM_DEVICE: _device(),
+        schema.PARAM_HEAD: config.model.head,
+        schema.PARAM_POOLING: config.model.pooling,
+        schema.PARAM_METRIC: config.study.metric,
+        schema.PARAM_SAMPLER: config.study.sampler,
+        schema.PARAM_PRUNER: config.study.pruner,
+    }
+    truncated = {split: getattr(task, split).truncated for split in ("train", "validation", "test")}
+    return Plan(
+        study=name,
+        comparison=comparison,
+        strategy=spec.cls.name,
+        spec=spec,
+        n_trials=config.study.n_trials,
+        timeout=config.study.timeout,
+        seed=config.study.seed,
+        sampler=config.study.sampler,
+        pruner=config.study.pruner,
+        metric=config.study.metric,
+        maximize=task.settings.maximize,
+        final_seeds=config.final.seeds,
+        max_failure_rate=config.study.max_failure_rate,
+        tags=tags,
+        params=params,
+        study_tags={
+            schema.TAG_COMMAND: command,
+            schema.TAG_GIT: _git_revision(),
+            schema.TAG_FINGERPRINT: dataset.fingerprint,
+        },
+        files={
+            schema.ARTIFACT_CONFIG: OmegaConf.to_yaml(config, resolve=True),
+            schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
+            schema.ARTIFACT_DATA_SUMMARY: json.dumps(
+                {**dataset.summary, "label_names": list(dataset.label_names), "truncated": truncated}, indent=2
+            ),
+        },
+    )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("._") or "unnamed"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _git_revision() -> str:
+    """The revision of this clone, ``-dirty`` where files differ from it; ``installed package`` outside of one."""
+    folder = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "installed package"
+    return result.stdout.strip() if tracked.returncode == 0 else "installed package"
