@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strategies.base import Layout, Stage, Strategy, boundary, count_parameters, prefix_modules, set_trainable
+from strategies.base import Layout, Strategy, boundary, count_parameters, prefix_modules, set_trainable
 from strategies.frozen import Frozen
 from strategies.full import Full
 from strategies.lora import Lora
@@ -15,7 +15,6 @@ __all__ = [
     "Layout",
     "Lora",
     "Partial",
-    "Stage",
     "Strategy",
     "boundary",
     "count_parameters",

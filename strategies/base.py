@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-__all__ = ["Layout", "Stage", "Strategy", "boundary", "count_parameters", "prefix_modules", "set_trainable"]
+__all__ = ["Layout", "Strategy", "boundary", "count_parameters", "prefix_modules", "set_trainable"]
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,6 @@ class Layout:
     def is_head(self, parameter_name: str) -> bool:
         """Whether a parameter, by its dotted name, belongs to the head."""
         return _inside(parameter_name, self.head)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of one training run with its own trainable set.
-
-    Attributes:
-        share: the part of the run's epochs that it takes, in (0, 1]; the shares of a run add up to 1.
-    """
-
-    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,10 +81,6 @@ class Strategy(ABC):
             }
             for (in_head, decayed), parameters in groups.items()
         ]
-
-    def stages(self) -> list[Stage]:
-        """The stages of a run in order; one by default."""
-        return [Stage()]
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold what the strategy added into the backbone's own weights, in place, where that is possible."""

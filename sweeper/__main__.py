@@ -44,7 +44,11 @@ def main() -> None:
         except ThawlineError as error:
             _fail(error)
 
-    task()
+    try:
+        task()
+    except KeyboardInterrupt:  # before the first trial or after the last final; studies end in an orderly way
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 _CONFIG_DIR = ("--config-dir", "-cd")

@@ -21,7 +21,7 @@ from sweeper import schema
 from sweeper.assets import fetch
 from sweeper.config import Config, check, natural_direction
 from sweeper.data import TextDataset, load_dataset
-from sweeper.data.floors import floors
+from sweeper.data.floors import NUMBER_OF_FLOORS, floors
 from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate
 from sweeper.interruption import Interrupted
@@ -30,7 +30,7 @@ from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress, duration
 from sweeper.search_space import StrategySpec, parse_strategy
-from sweeper.study import run_study
+from sweeper.study import finished_trials, run_study
 from sweeper.tracking import Tracker
 from sweeper.training.trainer import TrainerSettings, resolve_precision
 
@@ -98,6 +98,8 @@ def report(config: Config) -> None:
 
 def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
     problems: list[str] = check(configs[0])
+    if len(configs) > 1 and configs[0].study.name:
+        problems.append(f"study.name={configs[0].study.name} names one study, not {len(configs)}: leave it out")
     specs: list[StrategySpec] = []
     for config in configs:
         raw = cast(dict[str, Any], OmegaConf.to_container(cast(Any, config.strategy), resolve=True))
@@ -193,7 +195,8 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
 
 def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Progress) -> None:
     """Score the floors of a comparison once."""
-    if tracker.find({schema.TAG_COMPARISON: plan.comparison, schema.TAG_KIND: schema.KIND_FLOOR}):
+    complete = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_COMPLETE}
+    if len(tracker.find({schema.TAG_COMPARISON: plan.comparison, **complete})) >= NUMBER_OF_FLOORS:
         return
     progress.note("Scoring the floors: majority class, TF-IDF + logistic regression ...")
     tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
@@ -225,11 +228,9 @@ def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Pr
 
 def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:
     try:
-        study = optuna.load_study(study_name=plan.study, storage=storage)
+        return len(finished_trials(optuna.load_study(study_name=plan.study, storage=storage)))
     except KeyError:
         return 0
-    states = [trial.user_attrs.get("state") for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return sum(state != schema.STATE_INTERRUPTED for state in states)
 
 
 def _build_report(config: Config, comparison: str | None) -> Report:

@@ -1,8 +1,8 @@
 """Every public configuration key with its type, default and meaning, and the check of their values.
 
 Hydra composes ``conf/`` into a :class:`Config`. :func:`check` collects all mistakes at once; what passes it becomes
-plain arguments (:class:`~sweeper.study.Plan`, :class:`~sweeper.training.trainer.TrainerSettings`), and no module
-below the entry point sees a config object.
+plain arguments (:class:`~sweeper.plan.Plan`, :class:`~sweeper.training.trainer.TrainerSettings`), and nothing below
+the commands sees a config object.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ModelConfig:
 
     name: str = MISSING  # shown in names of studies; with source hub, the hub's name
     source: str = MISSING  # asset = embedded, hub, or local
-    modality: str = "text"
+    modality: str = "text"  # what it takes; the dataset must hold the same
     path: str | None = None  # folder with a transformers checkpoint, for source local
     revision: str | None = None  # commit or tag, for source hub
     head: str = "linear"  # linear | mlp | native
@@ -45,11 +45,11 @@ class ModelConfig:
 class DatasetConfig:
     """The labelled data and how much of it is used."""
 
-    name: str = MISSING
-    modality: str = "text"
-    train_size: int | None = None  # examples; null = all
-    validation_size: int | None = None
-    test_size: int | None = None
+    name: str = MISSING  # what sweeper/data knows it by
+    modality: str = "text"  # what its items are
+    train_size: int | None = None  # examples that are trained on; null = all
+    validation_size: int | None = None  # examples that trials are scored on; null = all
+    test_size: int | None = None  # examples that finals are scored on; null = all
     seed: int = 42  # of the stratified sub-samples
     max_length: int = 128  # tokens; longer texts are cut
 
@@ -61,7 +61,7 @@ class StudyConfig:
     name: str | None = None  # null = model-dataset-strategy-<hash of what is measured>
     n_trials: int = 6  # total of completed, pruned, diverged and failed trials
     timeout: float | None = None  # seconds; no trial starts later
-    seed: int = 42
+    seed: int = 42  # of sampling, initialisation and data order
     sampler: str = "tpe"  # tpe | random | gp
     pruner: str = "median"  # none | median | hyperband | successive_halving
     metric: str = "validation_accuracy"  # validation_accuracy | validation_macro_f1 | validation_loss
@@ -75,23 +75,23 @@ class TrainerConfig:
     """The training run of one configuration."""
 
     epochs: int = 3  # at most
-    batch_size: int = 32
+    batch_size: int = 32  # examples per step, before accumulation
     learning_rate: float | None = None  # a fixed rate; needs strategy.search_space.learning_rate=null
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # AdamW, not on biases and norms
     warmup_ratio: float = 0.1  # part of all steps
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # clipping
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = 1  # batches per optimiser step
     length_grouping: bool = True  # batches of similar length
     early_stopping_patience: int = 0  # epochs without improvement before a run stops; 0 = off
-    early_stopping_metric: str = "validation_loss"
+    early_stopping_metric: str = "validation_loss"  # what has to improve
 
 
 @dataclass
 class FinalConfig:
     """The retraining of the best configuration, scored on the test split."""
 
-    seeds: int = 3
+    seeds: int = 3  # how many
 
 
 @dataclass
@@ -99,7 +99,7 @@ class TrackingConfig:
     """MLflow."""
 
     uri: str | None = None  # null = sqlite in output_dir
-    experiment: str = "thawline"
+    experiment: str = "thawline"  # created when missing
 
 
 @dataclass
@@ -107,7 +107,7 @@ class ReportConfig:
     """The markdown report."""
 
     comparison: str | None = None  # make report: which one; null = the newest
-    confidence: float = 0.95
+    confidence: float = 0.95  # of every interval
 
 
 @dataclass
@@ -122,9 +122,9 @@ class Config:
     final: FinalConfig = field(default_factory=FinalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    output_dir: str = "outputs"
-    dry_run: bool = False
-    verbosity: str = "normal"  # quiet | normal | verbose
+    output_dir: str = "outputs"  # databases, artifacts, reports, winners; one process at a time owns it
+    dry_run: bool = False  # print what would run, and how long, and stop
+    verbosity: str = "normal"  # quiet (warnings and the result) | normal | verbose (every epoch)
 
 
 def register() -> None:

@@ -162,7 +162,7 @@ class Task:
         return Run(strategy, model, result, sizes)
 
     def score_test(self, run: Run) -> TestScores:
-        """Score a trained model on the test split. Once per final: this is the only place that reads it."""
+        """Score a trained model on the test split, once per final; no other place lets a trained model see it."""
         started = time.perf_counter()
         output = run.fit.trainer.predict(self.test.examples)  # type: ignore[arg-type]
         seconds = time.perf_counter() - started

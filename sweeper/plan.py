@@ -31,7 +31,8 @@ class Plan:
     """One study as asked for.
 
     Attributes:
-        study: name, unique for what is measured.
+        study: name, unique for what is measured unless the user gave one.
+        identity: hash of everything that changes what is measured.
         comparison: name of the studies it is compared with.
         strategy: name of the strategy.
         spec: its fixed values and search space.
@@ -51,6 +52,7 @@ class Plan:
     """
 
     study: str
+    identity: str
     comparison: str
     strategy: str
     spec: StrategySpec
@@ -87,13 +89,15 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     study = measured.pop("study")
     measured["study"] = {key: study[key] for key in ("seed", "sampler", "pruner", "metric")}
     measured["data"] = dataset.fingerprint
+    measured["weights"] = task.pretrained.fingerprint
     measured["precision"] = task.settings.precision
     strategy = measured.pop("strategy")
     shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
     model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
     prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"
     comparison = f"{prefix}-{_digest(shared)}"
-    name = config.study.name or f"{prefix}-{spec.cls.name}-{_digest({**measured, 'strategy': strategy})}"
+    identity = _digest({**measured, "strategy": strategy})
+    name = config.study.name or f"{prefix}-{spec.cls.name}-{identity}"
     tags = {
         schema.TAG_COMPARISON: comparison,
         schema.TAG_STUDY: name,
@@ -121,6 +125,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     truncated = {split: getattr(task, split).truncated for split in ("train", "validation", "test")}
     return Plan(
         study=name,
+        identity=identity,
         comparison=comparison,
         strategy=spec.cls.name,
         spec=spec,

@@ -32,7 +32,7 @@ from sweeper.progress import Progress
 from sweeper.tracking import Tracker
 from sweeper.training.trainer import Diverged, EpochRecord
 
-__all__ = ["run_study"]
+__all__ = ["finished_trials", "run_study"]
 
 STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default, 10, exceeds a small study
 WORST_LOSS = 1e9  # what a diverged trial reports
@@ -41,7 +41,7 @@ ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 # Attributes in Optuna: of trials ...
 _STATE, _REASON, _INDEX, _RUN, _SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
 # ... and of studies.
-_FINAL = "final"
+_FINAL, _IDENTITY = "final", "identity"
 
 
 def run_study(
@@ -56,7 +56,7 @@ def run_study(
     """Run what is missing of a study: its trials, then its finals. Everything finished earlier is kept.
 
     Raises:
-        StudyError: no trial completed, or too many failed.
+        StudyError: no trial completed, too many failed, or the name is taken by a study of something else.
         Interrupted: a signal came; all runs are closed, and the same call continues.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -67,6 +67,12 @@ def run_study(
         pruner=_pruner(plan.pruner, task.settings.epochs),
         load_if_exists=True,
     )
+    if study.user_attrs.setdefault(_IDENTITY, plan.identity) != plan.identity:
+        raise StudyError(
+            f"study.name={plan.study} belongs to a study of another model, dataset, strategy or trainer setting",
+            "Leave study.name out, choose another one, or give the settings that it was made with.",
+        )
+    study.set_user_attr(_IDENTITY, plan.identity)
     runner = _StudyRunner(plan, task, study, tracker, progress, models_dir)
     with StopSignal() as stop:
         runner.run(stop)
@@ -173,7 +179,7 @@ class _StudyRunner:
         except optuna.TrialPruned as pruned:
             state, reason = schema.STATE_PRUNED, str(pruned)
         except Diverged as diverged:
-            # Optuna learns nothing from a failed trial; a worst score and pruning keep its sampler away from here.
+            # TPE learns nothing from a failed trial; from a pruned one with a worst score it learns to keep away.
             state, reason = schema.STATE_DIVERGED, str(diverged)
             trial.report(0.0 if self.plan.maximize else WORST_LOSS, len(history) + 1)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -230,18 +236,7 @@ class _StudyRunner:
                 self.tracker.finish(run_id, schema.STATE_FAILED, reason=f"interrupted {count} times")
 
     def _finished(self) -> list[FrozenTrial]:
-        """The trials that count towards the total: all but interrupted ones that are, or can be, tried again."""
-        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        attempts = Counter(trial.user_attrs.get(_INDEX) for trial in trials)
-        counted = [trial for trial in trials if trial.user_attrs.get(_STATE) != schema.STATE_INTERRUPTED]
-        given_up = {
-            trial.user_attrs.get(_INDEX): trial
-            for trial in trials
-            if trial.user_attrs.get(_STATE) == schema.STATE_INTERRUPTED
-            and attempts[trial.user_attrs.get(_INDEX)] >= ATTEMPTS
-        }
-        settled = {trial.user_attrs.get(_INDEX) for trial in counted}
-        return counted + [trial for index, trial in given_up.items() if index not in settled]
+        return finished_trials(self.study)
 
     def _next_index(self) -> int:
         indices = [trial.user_attrs.get(_INDEX, -1) for trial in self.study.get_trials(deepcopy=False)]
@@ -339,6 +334,7 @@ class _StudyRunner:
     def _open_parent(self) -> str:
         known = self.study.user_attrs.get(_RUN)
         if known and self.tracker.reopen(known, self.plan.study_tags):
+            self._log_files(known)  # its budget may have grown
             return str(known)
         parent = self.tracker.start(
             schema.KIND_STUDY,
@@ -346,8 +342,7 @@ class _StudyRunner:
             {**self.plan.tags, **self.plan.study_tags},
             {**self.plan.params, schema.PARAM_SEARCHED: ",".join(self.plan.spec.space)},
         )
-        for name, text in self.plan.files.items():
-            self.tracker.log_text(parent, name, text)
+        self._log_files(parent)
         frames = {
             name: _frame(getattr(self.task.dataset, name), self.task.dataset.label_names)
             for name in ("train", "validation", "test")
@@ -355,6 +350,10 @@ class _StudyRunner:
         self.tracker.log_dataset(parent, self.task.dataset.name, frames, source=self.task.dataset.name)
         self.study.set_user_attr(_RUN, parent)
         return parent
+
+    def _log_files(self, parent: str) -> None:
+        for name, text in self.plan.files.items():
+            self.tracker.log_text(parent, name, text)
 
     def _totals(self) -> dict[str, float]:
         trials = self.study.get_trials(deepcopy=False)
@@ -384,6 +383,20 @@ class _StudyRunner:
 
     def _values(self, searched: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.plan.spec.fixed, **searched}
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count towards a study's total: all but interrupted ones that are, or can be, tried again."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    attempts = Counter(trial.user_attrs.get(_INDEX) for trial in trials)
+    counted = [trial for trial in trials if trial.user_attrs.get(_STATE) != schema.STATE_INTERRUPTED]
+    settled = {trial.user_attrs.get(_INDEX) for trial in counted}
+    given_up = {
+        index: trial
+        for trial in trials
+        if (index := trial.user_attrs.get(_INDEX)) not in settled and attempts[index] >= ATTEMPTS
+    }
+    return [*counted, *given_up.values()]
 
 
 def _best_metric(metric: str) -> str:

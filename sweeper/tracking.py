@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -105,10 +104,6 @@ class Tracker:
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
         self._log(run_id, tags=tags)
-
-    def log_json(self, run_id: str, name: str, value: Any) -> None:
-        """Store ``value`` as a JSON file."""
-        self._client.log_text(run_id, json.dumps(value, indent=2, ensure_ascii=False), name)
 
     def log_text(self, run_id: str, name: str, text: str) -> None:
         """Store a text file."""

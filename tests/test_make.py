@@ -199,7 +199,7 @@ def test_a_half_built_environment_is_built_anew_and_a_finished_one_is_kept(check
 
     (checkout / "broken").unlink()
     assert run_make(checkout, "sweep", "PYTHON=./fake").returncode == 0
-    assert calls(checkout) == ["-m venv", "-m pip", "-m sweeper"]
+    assert calls(checkout) == ["-m venv", "-m pip", "-m compileall", "-m sweeper"]
 
     assert run_make(checkout, "sweep", "PYTHON=./fake").returncode == 0
     assert calls(checkout) == ["-m sweeper"]

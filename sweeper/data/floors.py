@@ -17,8 +17,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from sweeper.data.text import TextDataset
 
-__all__ = ["MAJORITY", "REGULARISATION", "TFIDF_LOGREG", "FloorResult", "floors"]
+__all__ = ["MAJORITY", "NUMBER_OF_FLOORS", "REGULARISATION", "TFIDF_LOGREG", "FloorResult", "floors"]
 
+NUMBER_OF_FLOORS: Final = 2
 MAJORITY: Final = "majority"
 TFIDF_LOGREG: Final = "tfidf_logreg"
 #: Values of scikit-learn's ``C`` that are tried, the strongest regularisation first.

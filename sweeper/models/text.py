@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from strategies.base import Layout
@@ -22,11 +30,15 @@ __all__ = ["PretrainedText", "load_text_model"]
 
 @dataclass(frozen=True)
 class PretrainedText:
-    """A pretrained classifier whose head is not trained yet, with its tokenizer and layout."""
+    """A pretrained classifier whose head is not trained yet, with its tokenizer and layout.
+
+    ``fingerprint`` changes with the weights: a hash of the files of a folder, the commit of a hub model.
+    """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     layout: Layout
+    fingerprint: str
 
     def fresh(self, seed: int) -> PreTrainedModel:
         """A copy with a head initialised from ``seed``; the backbone's weights are the pretrained ones."""
@@ -77,7 +89,19 @@ def load_text_model(
     heads = tuple(
         name for name, part in model.named_children() if name != backbone and any(True for _ in part.parameters())
     )
-    return PretrainedText(model.eval(), tokenizer, find_layout(model, backbone, heads))
+    return PretrainedText(model.eval(), tokenizer, find_layout(model, backbone, heads), _fingerprint(source, config))
+
+
+def _fingerprint(source: str | Path, config: PretrainedConfig) -> str:
+    folder = Path(source)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None) or source)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _initialise(model: PreTrainedModel, head: nn.Module) -> None:

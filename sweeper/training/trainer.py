@@ -31,7 +31,7 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What stays the same over the trials of a study; see ``conf/trainer/default.yaml`` for each meaning."""
+    """What stays the same over the trials of a study; the keys of ``TrainerConfig`` in ``sweeper/config.py``."""
 
     epochs: int
     batch_size: int
