@@ -27,11 +27,6 @@ from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fi
 __all__ = ["Run", "Task", "TestScores", "derive_seed"]
 
 
-#: Lengths of padded batches, in tokens. Each new shape costs oneDNN (and cuBLAS) a kernel selection: with batches of
-#: any length, a first bf16 epoch on a CPU took several times as long as the later ones.
-PAD_TO_MULTIPLE = 8
-
-
 @dataclass(frozen=True)
 class TestScores:
     """A trained model on the test split; ``predictions`` has a row per item, in the split's order."""
@@ -195,7 +190,7 @@ class Task:
         self.pretrained.tokenizer.save_pretrained(folder)
 
     def _collate(self) -> Callable[[list[Any]], Mapping[str, Any]]:
-        return DataCollatorWithPadding(self.pretrained.tokenizer, pad_to_multiple_of=PAD_TO_MULTIPLE)
+        return DataCollatorWithPadding(self.pretrained.tokenizer)
 
 
 def derive_seed(*parts: object) -> int:

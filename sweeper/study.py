@@ -164,7 +164,7 @@ class _StudyRunner:
             self.progress.epoch(record, score)
             trial.report(score, record.epoch)
             if record.epoch < self.task.settings.epochs and trial.should_prune():
-                raise optuna.TrialPruned(f"{self.plan.metric} {score:.4f} after epoch {record.epoch}")
+                raise optuna.TrialPruned(f"{score:.4f} after epoch {record.epoch}")
 
         try:
             run = self.task.run(

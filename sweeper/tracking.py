@@ -49,7 +49,9 @@ class Tracker:
             found = self._client.get_experiment_by_name(experiment)
             if found is None:
                 location = None if uri.startswith("http") else artifacts.resolve().as_uri()
-                self._experiment = self._client.create_experiment(experiment, artifact_location=location)
+                self._experiment = self._client.create_experiment(
+                    experiment, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
+                )  # the kind opens the UI on training runs instead of traces
             else:
                 self._experiment = found.experiment_id
         except (MlflowException, OSError) as error:
