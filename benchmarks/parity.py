@@ -34,7 +34,7 @@ from sweeper.objective import Task
 from sweeper.search_space import parse_strategy
 from sweeper.training.trainer import TrainerSettings, resolve_precision
 
-EPOCHS, BATCH_SIZE, WEIGHT_DECAY, WARM_UP, CLIP, MAX_LENGTH = 3, 32, 0.01, 0.1, 1.0, 128
+EPOCHS, BATCH_SIZE, WEIGHT_DECAY, WARM_UP, CLIP, MAX_LENGTH = 2, 32, 0.01, 0.1, 1.0, 128
 RATES = {"full": 1e-4, "lora": 2e-3}
 RANK, ALPHA, DROPOUT = 16, 32, 0.05
 

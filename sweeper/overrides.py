@@ -24,7 +24,7 @@ __all__ = ["check_overrides"]
 
 
 def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[str]:
-    """Every override that cannot be composed, as one line each: what was given, what is allowed.
+    """Every override that cannot be composed or has an impossible value: what was given, what is allowed.
 
     Args:
         overrides: as on the command line, ``study.n_trials=4``.
@@ -34,7 +34,7 @@ def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str |
     search_path = [f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"] if extra_dir else []
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         if not _error([*search_path, *overrides]):
-            return []
+            return check(cast(Config, compose("config", overrides=[*search_path, *overrides])))
         groups = [item for item in overrides if _is_group(item, config_dir, extra_dir)]
         bad = [item for item in groups if _error([*search_path, item])]
         # A key can depend on the group chosen beside it (strategy=full strategy.rank=4), so good groups stay.

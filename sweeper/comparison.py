@@ -1,0 +1,255 @@
+"""A comparison: its configurations validated before the first trial, then its floors and its studies."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+import pandas as pd
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from sweeper import schema
+from sweeper.assets import fetch
+from sweeper.config import Config, check, natural_direction
+from sweeper.data import TextDataset, load_dataset
+from sweeper.data.floors import NUMBER_OF_FLOORS, floors
+from sweeper.errors import ConfigError, StudyError
+from sweeper.estimate import estimate
+from sweeper.interruption import Interrupted
+from sweeper.objective import Task
+from sweeper.ownership import Owner
+from sweeper.plan import Plan, make_plan
+from sweeper.progress import Progress, duration
+from sweeper.search_space import StrategySpec, parse_strategy
+from sweeper.study import finished_trials, run_study
+from sweeper.tracking import Tracker
+from sweeper.training.trainer import TrainerSettings, resolve_precision
+
+__all__ = ["run_comparison"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison came to: its name, and the errors of the studies that did not finish."""
+
+    comparison: str
+    failures: list[StudyError]
+
+
+def run_comparison(configs: Sequence[Config], command: str, tracking_uri: str, console: Console) -> Outcome | None:
+    """Run a study for each configuration, all validated before the first trial.
+
+    A study that fails does not keep the others from running. A dry run prints what would be done and returns None.
+
+    Args:
+        configs: composed configurations that differ in their strategy only.
+        command: the command line that reproduces them.
+        tracking_uri: of MLflow.
+        console: where to write.
+
+    Raises:
+        ConfigError: every mistake of every configuration.
+        StudyError: the output folder is in use, or a signal came; the same call continues.
+        AssetError, DataError: see there.
+    """
+    _quieten_libraries()
+    config = configs[0]
+    specs = _validate(configs)
+    task = _load(config, console)
+    _check_model(task, specs)
+    plans = [make_plan(item, spec, task, command) for item, spec in zip(configs, specs, strict=True)]
+    if config.dry_run:
+        _print_dry_run(configs, plans, task, console)
+        return None
+
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    failures: list[StudyError] = []
+    with Owner(output_dir), Progress(console, config.verbosity) as progress:
+        tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
+        storage = optuna.storages.RDBStorage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
+        _log_floors(plans[0], task.dataset, tracker, progress)
+        for plan in plans:
+            already = min(_finished_trials(plan, storage), plan.n_trials)
+            progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, task.settings.epochs, already)
+            try:
+                run_study(
+                    plan, task, storage=storage, tracker=tracker, progress=progress, models_dir=output_dir / "models"
+                )
+            except StudyError as error:
+                failures.append(error)
+            except Interrupted as interrupted:
+                raise StudyError(
+                    f"stopped by {interrupted}; every run is closed and nothing finished is lost",
+                    "The same command continues where this one stopped.",
+                ) from None
+    return Outcome(plans[0].comparison, failures)
+
+
+# --- before the first trial --------------------------------------------------------------------------------------
+
+
+def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
+    problems: list[str] = check(configs[0])
+    if len(configs) > 1 and configs[0].study.name:
+        problems.append(f"study.name={configs[0].study.name} names one study, not {len(configs)}: leave it out")
+    specs: list[StrategySpec] = []
+    for config in configs:
+        raw = cast(dict[str, Any], OmegaConf.to_container(cast(Any, config.strategy), resolve=True))
+        spec, mistakes = parse_strategy(raw, config.trainer.learning_rate)
+        problems += [problem if len(configs) == 1 else f"{raw.get('name')}: {problem}" for problem in mistakes]
+        if spec is not None:
+            specs.append(spec)
+    try:
+        resolve_precision(configs[0].trainer.precision)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), "DRY_RUN=1 shows the composed configuration.")
+    return specs
+
+
+def _load(config: Config, console: Console) -> Task:
+    if config.verbosity != "quiet":
+        console.print(f"Loading {config.dataset.name} and {config.model.name} ...")
+    data = config.dataset
+    dataset = load_dataset(
+        data.name,
+        train_size=data.train_size,
+        validation_size=data.validation_size,
+        test_size=data.test_size,
+        seed=data.seed,
+    )
+    for warning in dataset.summary.get("warnings", []):
+        console.print(f"[yellow]data:[/yellow] {warning}", highlight=False)
+    model = config.model
+    source: str | Path = fetch(model.name) if model.source == "asset" else str(model.path or model.name)
+    trainer = config.trainer
+    settings = TrainerSettings(
+        epochs=trainer.epochs,
+        batch_size=trainer.batch_size,
+        weight_decay=trainer.weight_decay,
+        warmup_ratio=trainer.warmup_ratio,
+        max_grad_norm=trainer.max_grad_norm,
+        precision=resolve_precision(trainer.precision),
+        gradient_accumulation_steps=trainer.gradient_accumulation_steps,
+        length_grouping=trainer.length_grouping,
+        early_stopping_patience=trainer.early_stopping_patience,
+        early_stopping_metric=trainer.early_stopping_metric,
+        metric=config.study.metric,
+        maximize=natural_direction(config.study.metric) == "maximize",
+    )
+    return Task.load(
+        dataset,
+        source,
+        head=model.head,
+        pooling=model.pooling,
+        revision=model.revision,
+        max_length=data.max_length,
+        settings=settings,
+    )
+
+
+def _check_model(task: Task, specs: Sequence[StrategySpec]) -> None:
+    """Prepare the model at both ends of each search space, so that no trial fails on a rank or a depth."""
+    problems = []
+    for spec in specs:
+        for corner in spec.corners():
+            try:
+                task.prepare(spec.build(corner)[0], seed=0)
+            except ValueError as error:
+                problems.append(f"strategy={spec.cls.name}: {error}")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), "Change strategy.* or strategy.search_space.* accordingly.")
+
+
+def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task, console: Console) -> None:
+    console.print(OmegaConf.to_yaml(configs[0], resolve=True), highlight=False, markup=False)
+    table = Table(title=f"{plans[0].comparison}: nothing is started", title_justify="left")
+    for column in ("strategy", "search space", "trainable parameters", "total", "time, about"):
+        table.add_column(column, justify="left" if column in ("strategy", "search space") else "right")
+    total_seconds = 0.0
+    for plan in plans:
+        guess = estimate(task, plan.spec, plan.n_trials, plan.final_seeds)
+        total_seconds += guess.seconds
+        space = "\n".join(f"{name}: {_describe(distribution)}" for name, distribution in plan.spec.space.items())
+        low, high = guess.trainable_params
+        trainable = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        table.add_row(plan.strategy, space, trainable, f"{guess.total_params:,}", duration(guess.seconds))
+    console.print(table)
+    console.print(
+        f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "
+        f"about {duration(total_seconds)} in all, from a few timed steps."
+    )
+
+
+# --- around the studies ------------------------------------------------------------------------------------------
+
+
+def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Progress) -> None:
+    """Score the floors of a comparison once."""
+    complete = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_COMPLETE}
+    if len(tracker.find({schema.TAG_COMPARISON: plan.comparison, **complete})) >= NUMBER_OF_FLOORS:
+        return
+    progress.note("Scoring the floors: majority class, TF-IDF + logistic regression ...")
+    tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
+    for floor in floors(dataset):
+        params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
+        run_id = tracker.start(
+            schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name}
+        )
+        split = dataset.test
+        predictions = pd.DataFrame(
+            {
+                "item": split.items,
+                "group": split.groups if split.groups is not None else "",
+                "label": split.labels,
+                "prediction": floor.predictions,
+                "probability": floor.probabilities.round(6),
+            }
+        )
+        tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
+        metrics = {
+            schema.VALIDATION_ACCURACY: floor.validation_accuracy,
+            schema.TEST_ACCURACY: floor.test_accuracy,
+            schema.TEST_MACRO_F1: floor.test_macro_f1,
+            schema.TRAINABLE_PARAMS: floor.trainable_params,
+            schema.TRAIN_SECONDS: floor.seconds,
+        }
+        tracker.finish(run_id, schema.STATE_COMPLETE, metrics=metrics)
+
+
+def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:
+    try:
+        return len(finished_trials(optuna.load_study(study_name=plan.study, storage=storage)))
+    except KeyError:
+        return 0
+
+
+# --- small things ------------------------------------------------------------------------------------------------
+
+
+def _quieten_libraries() -> None:
+    """The libraries' own bars and advice would bury what a person follows; real warnings are ours to give."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def _describe(distribution: optuna.distributions.BaseDistribution) -> str:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return f"one of {', '.join(map(str, distribution.choices))}"
+    bounds = f"{distribution.low:g} to {distribution.high:g}"  # type: ignore[attr-defined]
+    return f"{bounds}, log scale" if distribution.log else bounds  # type: ignore[attr-defined]
