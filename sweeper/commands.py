@@ -63,7 +63,7 @@ def _print_report(report: Report, config: Config, console: Console) -> None:
     table = Table(
         title=f"{report.comparison}, test split", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )
-    columns = ("strategy", "trained params", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
+    columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
     for column in columns:
         table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
     for row in report.table.to_dict("records"):
