@@ -1,0 +1,118 @@
+"""What makes two studies the same study, and two comparisons the same comparison."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import BertModel
+
+from sweeper.comparison import _load
+from sweeper.config import Config, config_dir, register
+from sweeper.objective import derive_seed
+from sweeper.plan import Plan, make_plan
+from sweeper.search_space import parse_strategy
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_checkpoint: Path) -> Any:
+    from rich.console import Console
+
+    register()
+    base = [
+        "strategy=lora",
+        "model=local",
+        "dataset.train_size=20",
+        "dataset.validation_size=20",
+        "dataset.test_size=20",
+    ]
+
+    def make(*overrides: str, checkpoint: Path = tiny_checkpoint) -> Plan:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            composed = compose("config", overrides=[*base, f"model.path={checkpoint}", *overrides])
+        config = cast(Config, composed)
+        raw: Any = OmegaConf.to_container(composed.strategy, resolve=True)
+        spec, problems = parse_strategy(raw, config.trainer.learning_rate)
+        assert spec is not None, problems
+        return make_plan(config, spec, _load(config, Console(quiet=True)), "command")
+
+    return make
+
+
+def test_budgets_places_and_looks_do_not_change_the_names(plan: Any) -> None:
+    first = plan()
+    same = plan(
+        "study.n_trials=50",
+        "study.timeout=60",
+        "study.max_failure_rate=0.1",
+        "final.seeds=7",
+        "tracking.uri=sqlite:///other.db",
+        "output_dir=other",
+        "verbosity=quiet",
+        "report.confidence=0.9",
+    )
+    assert (first.study, first.comparison) == (same.study, same.comparison)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.epochs=4",
+        "trainer.weight_decay=0.1",
+        "trainer.precision=fp32",
+        "dataset.train_size=24",
+        "dataset.seed=1",
+        "model.head=mlp",
+        "model.pooling=max",
+        "study.seed=1",
+        "study.sampler=random",
+        "study.pruner=none",
+        "study.metric=validation_macro_f1",
+    ],
+)
+def test_what_is_measured_changes_both_names(plan: Any, override: str) -> None:
+    precision = ["trainer.precision=bf16"]  # explicit, so that fp32 is a change on every machine
+    first, other = plan(*precision), plan(*precision, override)
+    assert first.study != other.study
+    assert first.comparison != other.comparison
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy.search_space.rank=null", "strategy.rank=8"],
+        ["strategy.dropout=0.1"],
+        ["strategy.search_space.learning_rate.high=1e-2"],
+        ["strategy.search_space.learning_rate=null", "trainer.learning_rate=1e-3"],
+    ],
+)
+def test_a_strategys_own_settings_change_its_study_only(plan: Any, overrides: list[str]) -> None:
+    first, other = plan(), plan(*overrides)
+    assert first.study != other.study
+    assert first.comparison == other.comparison
+
+
+def test_other_weights_are_another_study(plan: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    moved = tmp_path / tiny_checkpoint.name
+    shutil.copytree(tiny_checkpoint, moved)
+    model = BertModel.from_pretrained(moved)
+    next(model.parameters()).data += 0.5
+    model.save_pretrained(moved)
+    assert plan().study.rpartition("-")[0] == plan(checkpoint=moved).study.rpartition("-")[0]
+    assert plan().study != plan(checkpoint=moved).study
+
+
+def test_names_hold_model_dataset_and_strategy(plan: Any) -> None:
+    assert plan().study.startswith("tiny_bert-review_lines-lora-")
+    assert plan().comparison.startswith("tiny_bert-review_lines-")
+
+
+def test_seeds_are_fixed_and_differ_by_every_part() -> None:
+    assert derive_seed(42, "final", 0) == derive_seed(42, "final", 0)
+    seeds = {derive_seed(seed, kind, k) for seed in (1, 2) for kind in ("trial", "final") for k in range(50)}
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**31 for seed in seeds)
