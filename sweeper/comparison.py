@@ -12,6 +12,7 @@ from typing import Any, cast
 import optuna
 import pandas as pd
 from omegaconf import OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -171,20 +172,27 @@ def _check_model(task: Task, specs: Sequence[StrategySpec]) -> None:
 
 
 def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task, console: Console) -> None:
-    console.print(OmegaConf.to_yaml(configs[0], resolve=True), highlight=False, markup=False)
-    table = Table(title=f"{plans[0].comparison}: nothing is started", title_justify="left")
-    for column in ("strategy", "search space", "trainable parameters", "total", "time, about"):
-        table.add_column(column, justify="left" if column in ("strategy", "search space") else "right")
+    def line(text: str = "") -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    line(OmegaConf.to_yaml(configs[0], resolve=True))
+    for plan in plans:
+        line(f"search space of {plan.strategy}:")
+        for name, distribution in plan.spec.space.items():
+            line(f"  {name:<18} {_describe(distribution)}")
+    table = Table(title=f"{plans[0].comparison}: nothing is started", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("strategy", "trainable", "of", "time, about"):
+        table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
     total_seconds = 0.0
     for plan in plans:
         guess = estimate(task, plan.spec, plan.n_trials, plan.final_seeds)
         total_seconds += guess.seconds
-        space = "\n".join(f"{name}: {_describe(distribution)}" for name, distribution in plan.spec.space.items())
         low, high = guess.trainable_params
         trainable = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        table.add_row(plan.strategy, space, trainable, f"{guess.total_params:,}", duration(guess.seconds))
+        table.add_row(plan.strategy, trainable, f"{guess.total_params:,}", duration(guess.seconds))
+    console.print()
     console.print(table)
-    console.print(
+    line(
         f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "
         f"about {duration(total_seconds)} in all, from a few timed steps."
     )

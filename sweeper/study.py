@@ -106,8 +106,8 @@ class _StudyRunner:
         state, reason = schema.STATE_FAILED, ""
         try:
             in_time = self._trials(stop)
-            if self._finals(stop):
-                state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
+            self._finals(stop)
+            state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
         except (Interrupted, KeyboardInterrupt) as error:
             state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
             raise Interrupted(reason) from None
@@ -255,7 +255,7 @@ class _StudyRunner:
 
     # --- finals --------------------------------------------------------------------------------------------------
 
-    def _finals(self, stop: StopSignal) -> bool:
+    def _finals(self, stop: StopSignal) -> None:
         """Retrain the best configuration with each seed that is missing and score it on the test split."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not complete:
@@ -273,7 +273,6 @@ class _StudyRunner:
             if f"{_FINAL}:{configuration}:{seed_index}" not in self.study.user_attrs:
                 stop.check()
                 self._final(best, configuration, seed_index, stop)
-        return True
 
     def _final(self, best: FrozenTrial, configuration: str, seed_index: int, stop: StopSignal) -> None:
         seed = derive_seed(self.plan.seed, _FINAL, seed_index)

@@ -284,7 +284,7 @@ def test_bad_input_gives_one_error_before_anything_starts(tmp_path: Path, tiny: 
 def test_dry_run_shows_what_would_run_and_starts_nothing(tmp_path: Path, tiny: list[str]) -> None:
     text = run(tmp_path, "sweep", "strategy=lora", *tiny, "dry_run=true")
     for words in (
-        "learning_rate: 0.0003 to 0.005, log scale",
+        "0.0003 to 0.005, log scale",
         "nothing is started",
         "trainable",
         "3 trials and 2 finals",
