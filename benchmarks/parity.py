@@ -2,10 +2,10 @@
 
     python -m benchmarks.parity --seeds 5 --train-size 1000
 
-Trains each configuration twice per seed: as Thawline does (automatic precision, batches of similar length, blocks
-below the boundary in eval mode), and as a plain script would (`AutoModel`, mean pooling, a linear layer, peft's own
-`get_peft_model`, the Trainer's defaults: fp32, random batches, dynamic padding). Prints the difference in test
-accuracy with its 95 % interval over seeds (paired t), which should contain 0, and the ratio of the times.
+Trains each configuration twice per seed: as Thawline does (batches of similar length, blocks below the boundary in
+eval mode), and as a plain script would (`AutoModel`, mean pooling, a linear layer, peft's own `get_peft_model`, the
+Trainer's random batches). Both compute in the same precision. Prints the difference in test accuracy with its 95 %
+interval over seeds (paired t), which should contain 0, and the ratio of the times.
 
 The plain side shares no code with the packages but the loading of the data. Both start from the same head: torch's
 initialisation of a linear layer from the same seed.
@@ -104,6 +104,7 @@ def plain(dataset: TextDataset, path: Path, strategy: str, seed: int) -> tuple[f
         max_grad_norm=CLIP,
         eval_strategy="epoch",
         save_strategy="no",
+        bf16=resolve_precision("auto") == "bf16",
         report_to=[],
         disable_tqdm=True,
         seed=seed,
