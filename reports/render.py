@@ -303,7 +303,6 @@ def _accounting_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
     for row in (dict(series) for _, series in table.iterrows()):
         label = formats.escape(row["strategy"])
         notes += [f"{label}, {state}: {_reasons(given)}" for state, given in row["reasons"].items()]
-        # A resumed study keeps the reason of its last interruption.
         ended_well = row["state"] in (schema.STATE_RUNNING, schema.STATE_COMPLETE)
         if not ended_well and not formats.is_missing(row["study_reason"]):
             notes.append(f"{label}, the study itself is {row['state']}: {formats.escape(row['study_reason'])}")

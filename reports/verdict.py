@@ -67,7 +67,7 @@ def judge(
             None,
             None,
             summary="Nothing can be chosen yet: no strategy of this comparison has a test score. "
-            "The trial accounting below says why; running the same command again continues the study.",
+            "The trial accounting below says why; running the same command again tries what is missing.",
         )
     # Of equal scores the cheaper one is the best, and the table has the cheaper one first.
     best = str(strategies.loc[strategies["test_accuracy"].idxmax(), "strategy"])

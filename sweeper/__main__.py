@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import cast
 
 import hydra
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from sweeper.config import Config, config_dir, register
 from sweeper.errors import ConfigError, ThawlineError, near_matches
-from sweeper.overrides import check_overrides
+from sweeper.overrides import check_overrides, for_strategies
 
 __all__ = ["main"]
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest)",
 }
 ALL = "all"
+_CONFIG_DIR = ("--config-dir", "-cd")
 
 
 def main() -> None:
@@ -29,18 +31,23 @@ def main() -> None:
     register()
     try:
         command, arguments = _split(sys.argv[1:])
-        strategies, arguments = _strategies(command, arguments)
-        if not any(argument.startswith("-") and argument.split("=")[0] not in _CONFIG_DIR for argument in arguments):
-            _check(arguments, strategies)
+        flags, overrides, extra_dir = _parse(arguments)
+        names = _strategies(overrides, extra_dir) if command == "compare" else []
+        variants = (
+            for_strategies(_without_strategy(overrides), names, config_dir(), extra_dir) if names else [overrides]
+        )
+        if all(flag in _CONFIG_DIR for flag in flags[::2]):  # --help, -m and the like are Hydra's business
+            _check(variants, extra_dir)
     except ThawlineError as error:
         _fail(error)
-    sys.argv = [sys.argv[0], *arguments]
-    full_command = shlex.join(["python", "-m", "sweeper", command, *_with_strategies(arguments, strategies)])
+    sys.argv = [sys.argv[0], *flags, *variants[0]]
+    given = [*_without_strategy(overrides), f"strategy={','.join(names)}"] if names else overrides
+    full_command = shlex.join(["python", "-m", "sweeper", command, *flags, *given])
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def task(config: Config) -> None:
         try:
-            _dispatch(command, config, strategies, full_command)
+            _dispatch(command, config, variants if names else [], full_command)
         except ThawlineError as error:
             _fail(error)
 
@@ -51,22 +58,15 @@ def main() -> None:
         sys.exit(130)
 
 
-_CONFIG_DIR = ("--config-dir", "-cd")
-
-
-def _dispatch(command: str, config: Config, strategies: list[str], full_command: str) -> None:
-    from sweeper import commands  # imports torch and the like, which --help and completion do without
+def _dispatch(command: str, config: Config, variants: list[list[str]], full_command: str) -> None:
+    from sweeper import commands  # imports pandas and the like, which --help and completion do without
 
     if command == "report":
         commands.report(config)
         return
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
-        overrides = HydraConfig.get().overrides.task
-        full_command = shlex.join(["python", "-m", "sweeper", "sweep", *overrides])
-    configs = [config]
-    if command == "compare":
-        others = [item for item in HydraConfig.get().overrides.task if not item.startswith("strategy=")]
-        configs = [cast(Config, compose("config", overrides=[*others, f"strategy={name}"])) for name in strategies]
+        full_command = shlex.join(["python", "-m", "sweeper", "sweep", *HydraConfig.get().overrides.task])
+    configs = [cast(Config, compose("config", overrides=variant)) for variant in variants] or [config]
     commands.run(configs, full_command)
 
 
@@ -78,42 +78,42 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
     return "sweep", arguments
 
 
-def _strategies(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The strategies of a comparison, and the arguments with the first of them only: Hydra composes one at a time."""
-    if command != "compare":
-        return [], arguments
-    available = sorted(path.stem for path in (config_dir() / "strategy").glob("*.yaml"))
-    given = [argument for argument in arguments if argument.startswith("strategy=")]
-    names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else [ALL]
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if names == [ALL]:
-        names = available
-    if not names:
-        raise ConfigError(f"strategy= names none: allowed: {ALL}, {', '.join(available)}")
-    return names, [*(argument for argument in arguments if argument not in given), f"strategy={names[0]}"]
-
-
-def _with_strategies(arguments: list[str], strategies: list[str]) -> list[str]:
-    if not strategies:
-        return arguments
-    return [*arguments[:-1], f"strategy={','.join(strategies)}"]
-
-
-def _check(arguments: list[str], strategies: list[str]) -> None:
-    overrides, extra_dir = [], None
+def _parse(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
+    """Hydra's flags, the overrides, and the user's own configuration folder."""
+    flags, overrides, extra_dir = [], [], None
     iterator = iter(arguments)
     for argument in iterator:
         flag, _, value = argument.partition("=")
         if flag in _CONFIG_DIR:
-            extra_dir = value or next(iterator, None)
+            extra_dir = value or next(iterator, "")
+            flags += [flag, extra_dir]
+        elif argument.startswith("-"):
+            flags.append(argument)
         else:
             overrides.append(argument)
-    variants = [[*overrides[:-1], f"strategy={name}"] for name in strategies] or [overrides]
+    return flags, overrides, extra_dir
+
+
+def _without_strategy(overrides: list[str]) -> list[str]:
+    return [item for item in overrides if not item.startswith("strategy=")]
+
+
+def _strategies(overrides: list[str], extra_dir: str | None) -> list[str]:
+    folders = [config_dir(), *([Path(extra_dir)] if extra_dir else [])]
+    available = sorted({path.stem for folder in folders for path in (folder / "strategy").glob("*.yaml")})
+    given = [item for item in overrides if item.startswith("strategy=")]
+    names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else [ALL]
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not names:
+        raise ConfigError(f"strategy= names none: allowed: {ALL}, {', '.join(available)}")
+    return available if names == [ALL] else names
+
+
+def _check(variants: list[list[str]], extra_dir: str | None) -> None:
     problems = [problem for variant in variants for problem in check_overrides(variant, config_dir(), extra_dir)]
     if problems:
-        raise ConfigError(
-            list(dict.fromkeys(problems)), "`make help` shows the commands, conf/ and sweeper/config.py the keys."
-        )
+        hint = "`make help` shows the commands, conf/ and sweeper/config.py the keys."
+        raise ConfigError(list(dict.fromkeys(problems)), hint)
 
 
 def _fail(error: ThawlineError) -> None:

@@ -71,7 +71,7 @@ def _print_report(report: Report, config: Config, console: Console) -> None:
     console.print(table)
     console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
     console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
-    console.print("MLflow UI: make ui", highlight=False)
+    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
 
 
 _FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF + LR"}
@@ -94,6 +94,13 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _interval(row: Mapping[str, Any]) -> str:
     low, high = row["test_accuracy_low"], row["test_accuracy_high"]
     return "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
+
+
+def _ui_command(config: Config) -> str:
+    uri = _tracking_uri(config)
+    if uri == "sqlite:///outputs/mlflow.db":
+        return "make ui"
+    return uri if uri.startswith("http") else f"python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
 def _tracking_uri(config: Config) -> str:

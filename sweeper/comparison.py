@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from sweeper import schema
 from sweeper.assets import fetch
-from sweeper.config import Config, check, natural_direction
+from sweeper.config import Config, check, effective_pooling, natural_direction
 from sweeper.data import TextDataset, load_dataset
 from sweeper.data.floors import NUMBER_OF_FLOORS, floors
 from sweeper.errors import ConfigError, StudyError
@@ -75,7 +76,7 @@ def run_comparison(configs: Sequence[Config], command: str, tracking_uri: str, c
     failures: list[StudyError] = []
     with Owner(output_dir), Progress(console, config.verbosity) as progress:
         tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
-        storage = optuna.storages.RDBStorage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
+        storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         _log_floors(plans[0], task.dataset, tracker, progress)
         for plan in plans:
             already = min(_finished_trials(plan, storage), plan.n_trials)
@@ -151,7 +152,7 @@ def _load(config: Config, console: Console) -> Task:
         dataset,
         source,
         head=model.head,
-        pooling=model.pooling,
+        pooling=effective_pooling(model),
         revision=model.revision,
         max_length=data.max_length,
         settings=settings,
@@ -165,7 +166,7 @@ def _check_model(task: Task, specs: Sequence[StrategySpec]) -> None:
         for corner in spec.corners():
             try:
                 task.prepare(spec.build(corner)[0], seed=0)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 problems.append(f"strategy={spec.cls.name}: {error}")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), "Change strategy.* or strategy.search_space.* accordingly.")
@@ -201,11 +202,25 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
 # --- around the studies ------------------------------------------------------------------------------------------
 
 
+def _open_storage(url: str) -> optuna.storages.RDBStorage:
+    try:
+        return optuna.storages.RDBStorage(url)
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(
+            f"the Optuna storage study.storage={url} cannot be opened: {reason}",
+            "Leave it out to use a database in output_dir, or give an SQLAlchemy URL such as sqlite:///file.db.",
+        ) from error
+
+
 def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Progress) -> None:
     """Score the floors of a comparison once."""
     complete = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_COMPLETE}
     if len(tracker.find({schema.TAG_COMPARISON: plan.comparison, **complete})) >= NUMBER_OF_FLOORS:
         return
+    running = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_RUNNING}
+    for stale in tracker.find({schema.TAG_COMPARISON: plan.comparison, **running}):
+        tracker.finish(stale, schema.STATE_INTERRUPTED, reason="its process ended")
     progress.note("Scoring the floors: majority class, TF-IDF + logistic regression ...")
     tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
     for floor in floors(dataset):

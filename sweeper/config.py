@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from sweeper.errors import near_matches
 
-__all__ = ["Config", "check", "config_dir", "register"]
+__all__ = ["Config", "check", "config_dir", "effective_pooling", "natural_direction", "register"]
 
 METRICS = ("validation_accuracy", "validation_macro_f1", "validation_loss")
 SAMPLERS = ("tpe", "random", "gp")
@@ -67,7 +67,7 @@ class StudyConfig:
     metric: str = "validation_accuracy"  # validation_accuracy | validation_macro_f1 | validation_loss
     direction: str | None = None  # null = the metric's own
     storage: str | None = None  # an Optuna storage URL; null = sqlite in output_dir
-    max_failure_rate: float = 0.5  # stop when more than this share of at least 3 trials failed
+    max_failure_rate: float = 0.5  # stop when more than this share of at least 3 trials failed; below 1
 
 
 @dataclass
@@ -172,6 +172,11 @@ def check(config: Config) -> list[str]:
     return problems
 
 
+def effective_pooling(model: ModelConfig) -> str:
+    """The pooling that is used: a native head brings its own."""
+    return "native" if model.head == "native" else model.pooling
+
+
 def natural_direction(metric: str, *, opposite: bool = False) -> str:
     """``minimize`` for a loss, ``maximize`` for a score, or the other way round."""
     return "minimize" if metric.endswith("loss") != opposite else "maximize"
@@ -192,7 +197,7 @@ _MINIMA = (
 )
 _INTERVALS = (
     ("trainer", "warmup_ratio", 0, 1),
-    ("study", "max_failure_rate", 0, 1.0000001),
+    ("study", "max_failure_rate", 0, 1),
     ("report", "confidence", 0.5, 1),
 )
 _CHOICES = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from sweeper import schema
 from sweeper.data.tokenize import TokenizedSplit
 from sweeper.objective import Task
-from sweeper.search_space import StrategySpec
+from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.training.trainer import EVAL_BATCH_SIZE
 
 __all__ = ["Estimate", "estimate"]
@@ -50,7 +50,10 @@ def estimate(task: Task, spec: StrategySpec, n_trials: int, final_seeds: int) ->
     validation = _spread(task.validation, EVAL_BATCH_SIZE * 2)
     marks: list[float] = []
     short = replace(task, settings=replace(task.settings, epochs=1), train=train, validation=validation)
-    short.run(spec, spec.corners()[-1], seed=0, on_step=lambda: marks.append(time.perf_counter()))
+    lowest, highest = spec.corners()
+    # The lowest rate: the highest may diverge, and the time is the same.
+    timed = {**highest, **{key: value for key, value in lowest.items() if key == LEARNING_RATE}}
+    short.run(spec, timed, seed=0, on_step=lambda: marks.append(time.perf_counter()))
     steps = [after - before for before, after in itertools.pairwise(marks)]
     train_steps = max(1, math.ceil(len(train) / batch) - 1)
     timed_train = steps[min(WARM_UP_STEPS, train_steps - 1) : train_steps] or steps

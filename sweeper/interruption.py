@@ -20,6 +20,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = ""
+        self._closing = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
@@ -37,9 +38,12 @@ class StopSignal:
     def check(self) -> None:
         """Raise :class:`Interrupted` if a signal came."""
         if self.received:
+            self._closing = True
             raise Interrupted(self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._closing:  # it takes a moment; ending it half-way would leave runs open
+            return
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweeper.config import Config, check
 from sweeper.errors import near_matches
 
-__all__ = ["check_overrides"]
+__all__ = ["check_overrides", "for_strategies"]
 
 
 def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[str]:
@@ -31,7 +31,7 @@ def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str |
         config_dir: the folder ``conf/``.
         extra_dir: the user's own folder of YAML files, Hydra's ``--config-dir``.
     """
-    search_path = [f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"] if extra_dir else []
+    search_path = _search_path(extra_dir)
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         if not _error([*search_path, *overrides]):
             return check(cast(Config, compose("config", overrides=[*search_path, *overrides])))
@@ -48,6 +48,31 @@ def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str |
             return [_error([*search_path, *overrides])]
         good = [*search_path, *(item for item in overrides if item not in bad)]
         return problems if _error(good) else problems + check(cast(Config, compose("config", overrides=good)))
+
+
+def for_strategies(
+    overrides: Sequence[str], strategies: Sequence[str], config_dir: Path, extra_dir: str | None = None
+) -> list[list[str]]:
+    """The overrides of each strategy of a comparison: a ``strategy.*`` key goes to those strategies that have it.
+
+    One that no strategy has stays with all of them, so that it is reported.
+    """
+    search_path = _search_path(extra_dir)
+
+    def fits(item: str, strategy: str) -> bool:
+        return not _error([*search_path, f"strategy={strategy}", item])
+
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        own = [item for item in overrides if _key(item).startswith("strategy.")]
+        known = {item: [name for name in strategies if fits(item, name)] or list(strategies) for item in own}
+    return [
+        [*(item for item in overrides if item not in known or name in known[item]), f"strategy={name}"]
+        for name in strategies
+    ]
+
+
+def _search_path(extra_dir: str | None) -> list[str]:
+    return [f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"] if extra_dir else []
 
 
 def _error(overrides: Sequence[str]) -> str:

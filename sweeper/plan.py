@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sweeper import schema
-from sweeper.config import Config
+from sweeper.config import Config, effective_pooling
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.tracking import versions
@@ -90,7 +90,9 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["study"] = {key: study[key] for key in ("seed", "sampler", "pruner", "metric")}
     measured["data"] = dataset.fingerprint
     measured["weights"] = task.pretrained.fingerprint
-    measured["precision"] = task.settings.precision
+    measured["trainer"]["precision"] = task.settings.precision
+    measured["model"] = {key: value for key, value in measured["model"].items() if key != "path"}
+    measured["model"]["pooling"] = effective_pooling(config.model)
     strategy = measured.pop("strategy")
     shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
     model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
@@ -117,7 +119,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         schema.PARAM_PRECISION: task.settings.precision,
         schema.PARAM_DEVICE: _device(),
         schema.PARAM_HEAD: config.model.head,
-        schema.PARAM_POOLING: config.model.pooling,
+        schema.PARAM_POOLING: effective_pooling(config.model),
         schema.PARAM_METRIC: config.study.metric,
         schema.PARAM_SAMPLER: config.study.sampler,
         schema.PARAM_PRUNER: config.study.pruner,

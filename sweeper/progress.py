@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
@@ -82,7 +83,7 @@ class Progress:
     def trial_started(self, position: int, total: int, values: Mapping[str, Any]) -> None:
         """A trial begins with these values."""
         self._begin(f"trial {position}/{total}")
-        self._values = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        self._values = escape("  ".join(f"{name} {_short(value)}" for name, value in values.items()))
 
     def epoch(self, record: EpochRecord, score: float) -> None:
         """An epoch of the current run was scored on the validation split."""
@@ -99,7 +100,7 @@ class Progress:
         """The current trial ended in a state of the schema."""
         self._best = best
         outcome = f"score {value:.4f}" if value is not None else state
-        because = f" ({reason})" if reason else ""
+        because = f" ({escape(reason)})" if reason else ""
         best_text = f"  best {best:.4f}" if best is not None else ""
         self._end(f"{outcome:<13}{best_text}  {self._values}{because}", _STYLES.get(state, "red"))
 
@@ -109,7 +110,7 @@ class Progress:
 
     def final_finished(self, state: str, reason: str, accuracy: float | None) -> None:
         """The current final ended; ``accuracy`` is its score on the test split."""
-        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({reason})"
+        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(reason)})"
         self._end(outcome, _STYLES.get(state, "red"))
 
     def _begin(self, label: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from optuna.distributions import (
     BaseDistribution,
@@ -68,8 +68,8 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
     hints = get_type_hints(cls)
     allowed = {f.name: hints[f.name] for f in fields(cls)}
     given = {key: value for key, value in raw.items() if key not in ("name", "search_space")}
-    declared = {key: value for key, value in (raw.get("search_space") or {}).items() if value is not None}
-    fixed = {key: value for key, value in given.items() if value is not None}
+    declared = {key: value for key, value in (raw.get("search_space") or {}).items() if not _is_empty(value)}
+    fixed = {key: _joined(value) for key, value in given.items() if value is not None}
     if learning_rate is not None:
         fixed[LEARNING_RATE] = learning_rate
 
@@ -90,6 +90,9 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
             problems += mistakes
             if distribution is not None:
                 space[key] = distribution
+    for key, value in fixed.items():
+        if key in searchable and (mistake := _type_mistake(value, searchable[key])):
+            problems.append(f"strategy.{key}={value}: {mistake}")
     if LEARNING_RATE not in fixed and LEARNING_RATE not in declared:
         problems.append("no learning rate: set trainer.learning_rate, or strategy.search_space.learning_rate")
     unset = [f.name for f in fields(cls) if f.default is MISSING and f.name not in {*fixed, *declared}]
@@ -98,18 +101,51 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
         return None, problems
 
     spec = StrategySpec(cls, fixed, space)
-    for corner in spec.corners():
+    lowest, highest = spec.corners()
+    each_choice = [
+        {**lowest, key: choice}
+        for key, distribution in space.items()
+        if isinstance(distribution, CategoricalDistribution)
+        for choice in distribution.choices
+    ]
+    for configuration in (lowest, highest, *each_choice):
         try:
-            spec.build(corner)
-        except (TypeError, ValueError) as error:
+            _, rate = spec.build(configuration)
+        except ValueError as error:
             problems.append(f"strategy={name}: {error}")
+        else:
+            if rate <= 0:
+                problems.append(f"strategy={name}: learning_rate={rate}: must be above 0")
     return (None if problems else spec), list(dict.fromkeys(problems))
+
+
+def _is_empty(bounds: Any) -> bool:
+    """Whether a declared dimension searches nothing: null itself, or with no value but ``log: false``."""
+    return bounds is None or (isinstance(bounds, Mapping) and all(map(_is_unset, bounds.values())))
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or value is False  # 0 is a bound
+
+
+def _joined(value: Any) -> Any:
+    """A list of names as the one string that a field holds."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _type_mistake(value: Any, kind: Any) -> str:
+    kinds = get_args(kind) or (kind,)
+    if int in kinds and float not in kinds:
+        return "" if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
+    if float in kinds:
+        return "" if isinstance(value, int | float) and not isinstance(value, bool) else "must be a number"
+    return "" if str not in kinds or isinstance(value, str) else "must be a name"
 
 
 def _distribution(where: str, bounds: Any, kind: Any) -> tuple[BaseDistribution | None, list[str]]:
     if not isinstance(bounds, Mapping):
         return None, [f"{where}={bounds}: must be null, {{low, high, log, step}} or {{choices}}"]
-    given = {key: value for key, value in bounds.items() if value is not None}
+    given = {key: value for key, value in bounds.items() if not _is_unset(value)}
     if unknown := [key for key in given if key not in _BOUNDS]:
         return None, [f"{where}.{key}: {near_matches(str(key), _BOUNDS)}" for key in unknown]
     if "choices" in given:
@@ -117,7 +153,10 @@ def _distribution(where: str, bounds: Any, kind: Any) -> tuple[BaseDistribution 
             return None, [f"{where}: choices excludes {', '.join(others)}; set one or the other to null"]
         if not isinstance(given["choices"], list | tuple) or not given["choices"]:
             return None, [f"{where}.choices={given['choices']}: must be a list of at least one value"]
-        return CategoricalDistribution(list(given["choices"])), []
+        choices = [_joined(choice) for choice in given["choices"]]
+        if mistakes := [f"{where}.choices: {choice}: {m}" for choice in choices if (m := _type_mistake(choice, kind))]:
+            return None, mistakes
+        return CategoricalDistribution(choices), []
     if missing := [key for key in ("low", "high") if key not in given]:
         return None, [f"{where}: {' and '.join(missing)} not given"]
     low, high, log, step = given["low"], given["high"], bool(given.get("log", False)), given.get("step")

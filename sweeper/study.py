@@ -76,6 +76,7 @@ def run_study(
     runner = _StudyRunner(plan, task, study, tracker, progress, models_dir)
     with StopSignal() as stop:
         runner.run(stop)
+        stop.check()
 
 
 class _StudyRunner:
@@ -193,8 +194,9 @@ class _StudyRunner:
         finally:
             metrics.setdefault(schema.TRAIN_SECONDS, time.perf_counter() - started)
             metrics.setdefault(schema.EPOCHS_RUN, len(history))
+            self.tracker.log_metrics(run_id, metrics)  # first, so that a kill before the end loses none
             self._tell(trial, state, reason, value, metrics[schema.TRAIN_SECONDS])
-            self.tracker.finish(run_id, state, reason=reason, metrics=metrics)
+            self.tracker.finish(run_id, state, reason=reason)
             self.progress.trial_finished(state, reason, value, self._best_value())
 
     def _tell(self, trial: Trial, state: str, reason: str, value: float | None, seconds: float) -> None:
@@ -215,7 +217,13 @@ class _StudyRunner:
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             trial = Trial(self.study, frozen._trial_id)
             self._tell(trial, schema.STATE_INTERRUPTED, reason, None, frozen.user_attrs.get(_SECONDS, 0.0))
-        self.tracker.close_stale(self.plan.study, reason)
+        open_runs = set(self.tracker.open_runs(self.plan.study))
+        for frozen in self.study.get_trials(deepcopy=False):
+            if (run_id := frozen.user_attrs.get(_RUN)) in open_runs:  # Optuna knows how it ended
+                open_runs.discard(run_id)
+                self.tracker.finish(run_id, frozen.user_attrs[_STATE], reason=frozen.user_attrs.get(_REASON, ""))
+        for run_id in open_runs:
+            self.tracker.finish(run_id, schema.STATE_INTERRUPTED, reason=reason)
 
     def _retry_interrupted(self) -> None:
         """Queue each interrupted configuration again, under its own index, unless it was tried often enough."""
@@ -261,6 +269,11 @@ class _StudyRunner:
         if not complete:
             states = Counter(trial.user_attrs.get(_STATE) for trial in self._finished())
             reasons = sorted({str(trial.user_attrs.get(_REASON, "")) for trial in self._finished()} - {""})
+            if not states:
+                raise StudyError(
+                    f"study.timeout={self.plan.timeout} came before the first trial of {self.plan.study} ended",
+                    "Raise study.timeout and run the same command.",
+                )
             counts = ", ".join(f"{count} {state}" for state, count in states.items())
             raise StudyError(
                 f"no trial of {self.plan.study} completed ({counts}: {'; '.join(reasons[:3])})",
@@ -325,8 +338,11 @@ class _StudyRunner:
         fresh = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         self.task.save(run, fresh)
-        shutil.rmtree(folder, ignore_errors=True)
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            folder.rename(old)
         fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     # --- bookkeeping ---------------------------------------------------------------------------------------------
 
@@ -335,6 +351,11 @@ class _StudyRunner:
         if known and self.tracker.reopen(known, self.plan.study_tags):
             self._log_files(known)  # its budget may have grown
             return str(known)
+        if known and self._finished():
+            raise StudyError(
+                f"{self.plan.study} is recorded in Optuna, but its MLflow runs are not at {self.tracker.uri}",
+                "Give the tracking.uri it was made with, or start anew in another output_dir.",
+            )
         parent = self.tracker.start(
             schema.KIND_STUDY,
             self.plan.study,

@@ -52,6 +52,11 @@ class Tracker:
                 self._experiment = self._client.create_experiment(
                     experiment, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
                 )  # the kind opens the UI on training runs instead of traces
+            elif found.lifecycle_stage == "deleted":
+                raise StudyError(
+                    f"the MLflow experiment {experiment!r} at {uri} is deleted",
+                    f"Restore it (mlflow experiments restore -x {found.experiment_id}), or set tracking.experiment.",
+                )
             else:
                 self._experiment = found.experiment_id
         except (MlflowException, OSError) as error:
@@ -135,12 +140,9 @@ class Tracker:
         self._log(run_id, tags=tags, metrics=metrics or {})
         self._client.set_terminated(run_id, status=schema.MLFLOW_STATUS[state])
 
-    def close_stale(self, study: str, reason: str) -> int:
-        """Close as interrupted the runs of a study that a dead process left running; returns how many."""
-        stale = self.find({schema.TAG_STUDY: study, schema.TAG_STATE: schema.STATE_RUNNING})
-        for run_id in stale:
-            self.finish(run_id, schema.STATE_INTERRUPTED, reason=reason)
-        return len(stale)
+    def open_runs(self, study: str) -> list[str]:
+        """The ids of a study's runs that are not closed."""
+        return self.find({schema.TAG_STUDY: study, schema.TAG_STATE: schema.STATE_RUNNING})
 
     def find(self, tags: Mapping[str, str]) -> list[str]:
         """The ids of all runs that carry these tags."""

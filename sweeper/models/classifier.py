@@ -6,11 +6,12 @@ This file imports nothing of the project: ``save_pretrained`` copies it beside t
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 __all__ = ["HEADS", "POOLINGS", "TextClassifier", "TextClassifierConfig", "build_head", "pool", "without_pooler"]
@@ -121,7 +122,9 @@ def _hidden_size(config: PretrainedConfig) -> int:
 
 def without_pooler(model_type: str) -> dict[str, Any]:
     """Arguments that leave out a pooler which nothing reads, where the architecture has one."""
-    return {"add_pooling_layer": False} if model_type in ("bert", "roberta", "xlm-roberta", "camembert") else {}
+    classes: Any = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
+    model_class = classes[0] if isinstance(classes, tuple) else classes
+    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(model_class).parameters else {}
 
 
 AutoConfig.register(TextClassifierConfig.model_type, TextClassifierConfig, exist_ok=True)

@@ -72,15 +72,17 @@ def load_text_model(
         config = AutoConfig.from_pretrained(source, revision=revision or "main")
         if head == "native":
             model = AutoModelForSequenceClassification.from_pretrained(
-                source, revision=revision or "main", dtype=torch.float32, **labels
+                source, revision=revision or "main", dtype=torch.float32, ignore_mismatched_sizes=True, **labels
             )
         else:
             pooler = {} if pooling == "native" else without_pooler(config.model_type)
             body = AutoModel.from_pretrained(source, revision=revision or "main", dtype=torch.float32, **pooler)
             settings = TextClassifierConfig(backbone=body.config.to_dict(), head=head, pooling=pooling, **labels)
             model = TextClassifier(settings, body)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        with torch.no_grad():  # a pooling or a padding that does not work shows here, not in the first trial
+            model.eval()(**tokenizer(["a", "a b"], padding=True, return_tensors="pt"))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"model {str(source)!r} cannot be loaded: {first_line}",
             "Give a folder with config.json, weights and tokenizer (model.path), or a hub name within reach.",

@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from strategies import Layout, Strategy, prefix_modules
 
@@ -78,7 +79,7 @@ def resolve_precision(asked: str) -> str:
     """``auto`` becomes ``bf16`` where this device computes in it natively, else ``fp32``; others stay as asked.
 
     Raises:
-        ValueError: a precision that this device cannot train in.
+        ValueError: fp16 without a CUDA device.
     """
     cuda = torch.cuda.is_available()
     if asked == "fp16" and not cuda:
@@ -156,16 +157,25 @@ def fit(
 
 
 class _StrategyTrainer(Trainer):
-    """transformers' Trainer with the optimiser groups of a strategy and evaluation in the given order."""
+    """transformers' Trainer with a strategy's optimiser groups, and the order of examples under control."""
 
     def __init__(self, *args: Any, groups: list[dict[str, Any]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups = groups
+        # Architectures that take loss arguments would otherwise be trusted to divide by the accumulated batches.
+        self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(self._groups, lr=self.args.learning_rate, fused=True)
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            # Its own generator: from the global one dropout draws too, and each strategy another number of times.
+            sampler.generator = torch.Generator().manual_seed(self.args.seed)
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # The Trainer shuffles evaluation sets when it groups by length; predictions must keep their items' order.

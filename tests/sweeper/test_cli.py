@@ -268,6 +268,9 @@ def test_compare_checks_every_strategy_before_the_first_trial(tmp_path: Path, ti
     text = run(tmp_path, "compare", "strategy=frozen,partial", *tiny, status=2)
     assert "strategy=partial: num_blocks=6: the model has 4 blocks" in text
     assert not (tmp_path / "optuna.db").exists()
+    mended = "strategy.search_space.num_blocks.high=4"
+    text = run(tmp_path, "compare", "strategy=frozen,partial", *tiny, mended, "dry_run=true")
+    assert re.search(r"frozen +66 ", text) and re.search(r"partial +[\d,]+ to [\d,]+ ", text), text
 
 
 def test_bad_input_gives_one_error_before_anything_starts(tmp_path: Path, tiny: list[str]) -> None:

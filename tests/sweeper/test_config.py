@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sweeper.config import Config, check, config_dir, register
-from sweeper.overrides import check_overrides
+from sweeper.overrides import check_overrides, for_strategies
 from sweeper.search_space import parse_strategy
 
 GIVEN = {"model=hub_text": ["model.name=some/model"], "model=local": ["model.path=."]}
@@ -117,3 +117,33 @@ def test_a_users_own_folder_joins_the_search_path(tmp_path: Path) -> None:
     (tmp_path / "dataset" / "mine.yaml").write_text("name: review_lines\nmodality: text\ntrain_size: 10\n")
     assert check_overrides(["dataset=mine"], config_dir(), str(tmp_path)) == []
     assert "allowed: mine, review_lines" in check_overrides(["dataset=mien"], config_dir(), str(tmp_path))[0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "strategy.search_space.rank.low=4",
+            "strategy.search_space.rank.high=64",
+            "strategy.search_space.rank.choices=null",
+        ],
+        ["strategy.search_space.rank={low: 4, high: 64, log: true, choices: null}"],
+        ["strategy.search_space.learning_rate.log=false", "strategy.search_space.learning_rate.step=1e-4"],
+        ["strategy.search_space.learning_rate={low: null, high: null, log: false, choices: [1e-3, 2e-3]}"],
+        ["strategy.search_space.dropout.low=0", "strategy.search_space.dropout.high=0.2", "strategy.dropout=null"],
+        ["strategy.targets=[query,value]"],
+    ],
+)
+def test_every_key_of_a_search_space_can_be_overridden(overrides: list[str]) -> None:
+    overrides = ["strategy=lora", *overrides]
+    assert problems(*overrides) == []
+    raw: Any = OmegaConf.to_container(composed(*overrides).strategy, resolve=True)  # type: ignore[call-overload]
+    _, mistakes = parse_strategy(raw, None)
+    assert mistakes == []
+
+
+def test_a_comparison_gives_a_strategys_key_to_those_that_have_it() -> None:
+    given = ["strategy.rank=8", "strategy.head_lr_multiplier=2", "strategy.nothing=1", "study.n_trials=2"]
+    frozen, lora = for_strategies(given, ["frozen", "lora"], config_dir())
+    assert frozen == ["strategy.nothing=1", "study.n_trials=2", "strategy=frozen"]
+    assert lora == [*given, "strategy=lora"]

@@ -99,6 +99,7 @@ def test_a_strategys_own_settings_change_its_study_only(plan: Any, overrides: li
 def test_other_weights_are_another_study(plan: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
     moved = tmp_path / tiny_checkpoint.name
     shutil.copytree(tiny_checkpoint, moved)
+    assert plan().study == plan(checkpoint=moved).study, "only the content counts"
     model = BertModel.from_pretrained(moved)
     next(model.parameters()).data += 0.5
     model.save_pretrained(moved)

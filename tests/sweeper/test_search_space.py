@@ -78,6 +78,15 @@ def test_build_joins_fixed_and_searched_values() -> None:
         (lora(dropout={"low": 0.1, "high": 0.2, "log": True, "step": 0.1}), "exclude each other"),
         (lora(rank={"low": "a", "high": "b"}), "must be numbers"),
         (lora(rank={"low": 0, "high": 8}), "rank=0: must be at least 1"),
+        ({**lora(), "rank": 4.5}, "strategy.rank=4.5: must be a whole number"),
+        ({**lora(), "rank": "abc"}, "strategy.rank=abc: must be a whole number"),
+        ({**lora(), "targets": 5}, "strategy.targets=5: must be a name"),
+        (lora(rank={"choices": [4, 0, 8]}), "rank=0: must be at least 1"),
+        (lora(rank={"choices": [4, "x"]}), "strategy.search_space.rank.choices: x: must be a whole number"),
+        (
+            {"name": "full", "search_space": {"learning_rate": {"low": -1, "high": 1}}},
+            "learning_rate=-1.0: must be above 0",
+        ),
         ({"name": "lora", "search_space": {}}, "no learning rate: set trainer.learning_rate"),
     ],
 )

@@ -154,3 +154,30 @@ def test_mixed_precision_agrees_with_full_precision(task: Task) -> None:
     mixed = with_settings(task, precision="bf16").run(spec(Frozen, rate=1e-2), {}, seed=0)
     torch.testing.assert_close(full.model.head.weight, mixed.model.head.weight, atol=2e-2, rtol=5e-2)
     assert full.model.head.weight.dtype == mixed.model.head.weight.dtype == torch.float32
+
+
+def test_every_strategy_sees_the_examples_in_the_same_order(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    collate = task._collate()
+
+    def batches(cls: type[Strategy]) -> list[list[int]]:
+        seen: list[list[int]] = []
+
+        def recording(examples: list[dict[str, object]]) -> object:
+            if len(examples) == task.settings.batch_size:
+                seen.append([hash(tuple(example["input_ids"])) for example in examples])  # type: ignore[arg-type]
+            return collate(examples)
+
+        monkeypatch.setattr(Task, "_collate", lambda self: recording)
+        with_settings(task, epochs=2).run(spec(cls), {}, seed=4)
+        return seen
+
+    assert batches(Frozen) == batches(Full)
+
+
+def test_a_native_heads_loss_does_not_grow_with_accumulation(tiny_checkpoint: Path) -> None:
+    dataset = load_dataset("review_lines", train_size=32, validation_size=16, test_size=16)
+    settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=8, gradient_accumulation_steps=4)
+    native = Task.load(
+        dataset, tiny_checkpoint, head="native", pooling="native", revision=None, max_length=48, settings=settings
+    )
+    assert native.run(spec(Full, rate=1e-6), {}, seed=0).fit.best.train_loss == pytest.approx(0.69, abs=0.15)
