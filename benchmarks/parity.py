@@ -5,7 +5,8 @@
 Trains each configuration twice per seed: as Thawline does (batches of similar length, blocks below the boundary in
 eval mode), and as a plain script would (`AutoModel`, mean pooling, a linear layer, peft's own `get_peft_model`, the
 Trainer's random batches). Both compute in the same precision. Prints the difference in test accuracy with its 95 %
-interval over seeds (paired t), which should contain 0, and the ratio of the times.
+interval over seeds (paired t), which should contain 0, and the ratio of the times. With `--random-batches` both sides
+see the same examples in the same order, and what is left is rounding and the order of initialisation.
 
 The plain side shares no code with the packages but the loading of the data. Both start from the same head: torch's
 initialisation of a linear layer from the same seed.
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--train-size", type=int, default=1000)
     parser.add_argument("--strategies", default="full,lora")
+    parser.add_argument("--random-batches", action="store_true", help="batch at random on both sides")
     parser.add_argument("--output", type=Path, help="write the pairs as JSON")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -160,7 +162,7 @@ def main() -> None:
         max_grad_norm=CLIP,
         precision=resolve_precision("auto"),
         gradient_accumulation_steps=1,
-        length_grouping=True,
+        length_grouping=not options.random_batches,
         early_stopping_patience=0,
         early_stopping_metric="validation_loss",
         metric="validation_accuracy",
