@@ -33,6 +33,10 @@ OVERRIDES = $(strip $(call override_of,STRATEGY,strategy) $(call override_of,MOD
 	$(call override_of,DATASET,dataset) $(call override_of,EXPERIMENT,experiment) \
 	$(call override_of,TRIALS,study.n_trials) $(if $(filter-out 0 false no,$(DRY_RUN)),dry_run=true) $(ARGS))
 
+# Written small, as Hydra writes its groups, a variable would be ignored.
+$(foreach name,strategy model dataset experiment trials dry_run comparison args,$(if $(filter command,$(origin $(name))),\
+	$(error $(name)=$($(name)): write the variable in capitals, or pass a key as ARGS="$(name)=...")))
+
 # Another Python is looked for only where none was named.
 CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
 

@@ -60,9 +60,8 @@ def _build_report(config: Config, comparison: str | None) -> Report:
 
 
 def _print_report(report: Report, config: Config, console: Console) -> None:
-    table = Table(
-        title=f"{report.comparison}, test split", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
-    )
+    console.print(f"\n[bold]{report.comparison}[/bold], test split", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
     columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
     for column in columns:
         table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)

@@ -114,13 +114,22 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
     except ValueError as error:
         problems.append(str(error))
     if problems:
-        raise ConfigError(list(dict.fromkeys(problems)), "DRY_RUN=1 shows the composed configuration.")
+        raise ConfigError(
+            list(dict.fromkeys(problems)),
+            "Nothing was started. conf/strategy/ and sweeper/config.py show what is allowed.",
+        )
     return specs
 
 
 def _load(config: Config, console: Console) -> Task:
     if config.verbosity != "quiet":
         console.print(f"Loading {config.dataset.name} and {config.model.name} ...")
+    model = config.model
+    if model.source == "local" and not (Path(str(model.path)) / "config.json").is_file():
+        raise ConfigError(
+            f"model.path={model.path}: no checkpoint there (no config.json)",
+            "Give a folder with config.json, weights and tokenizer files, as save_pretrained writes them.",
+        )
     data = config.dataset
     dataset = load_dataset(
         data.name,
@@ -131,7 +140,6 @@ def _load(config: Config, console: Console) -> Task:
     )
     for warning in dataset.summary.get("warnings", []):
         console.print(f"[yellow]data:[/yellow] {warning}", highlight=False)
-    model = config.model
     source: str | Path = fetch(model.name) if model.source == "asset" else str(model.path or model.name)
     trainer = config.trainer
     settings = TrainerSettings(
@@ -181,7 +189,8 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
         line(f"search space of {plan.strategy}:")
         for name, distribution in plan.spec.space.items():
             line(f"  {name:<18} {_describe(distribution)}")
-    table = Table(title=f"{plans[0].comparison}: nothing is started", title_justify="left", box=box.SIMPLE_HEAD)
+    line(f"\n{plans[0].comparison}: nothing is started")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("strategy", "trainable", "of", "time, about"):
         table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
     total_seconds = 0.0
@@ -191,7 +200,6 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
         low, high = guess.trainable_params
         trainable = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         table.add_row(plan.strategy, trainable, f"{guess.total_params:,}", duration(guess.seconds))
-    console.print()
     console.print(table)
     line(
         f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "

@@ -51,6 +51,6 @@ class StudyError(ThawlineError):
 def near_matches(given: str, allowed: Iterable[str]) -> str:
     """``did you mean 'lora'? allowed: frozen, full, lora``: the allowed names, the likeliest first named."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
     question = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
     return f"{question}allowed: {', '.join(names)}"

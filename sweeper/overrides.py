@@ -101,6 +101,8 @@ def _explain_group(item: str, config_dir: Path, extra_dir: str | None) -> str:
     group, _, option = item.partition("=")
     folders = [folder / _key(item) for folder in _folders(config_dir, extra_dir)]
     options = sorted(path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml"))
+    if "," in option:
+        return f"{item}: one at a time; `compare` runs several strategies with one report"
     if option in options:
         message = _error([item])
         missing = re.findall(r"Missing mandatory value: (\S+)", message)

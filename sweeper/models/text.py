@@ -70,6 +70,8 @@ def load_text_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
         config = AutoConfig.from_pretrained(source, revision=revision or "main")
+        if config.model_type == TextClassifierConfig.model_type:
+            raise ValueError("it is a classifier that was trained here; name the encoder it was trained from")
         if head == "native":
             model = AutoModelForSequenceClassification.from_pretrained(
                 source, revision=revision or "main", dtype=torch.float32, ignore_mismatched_sizes=True, **labels

@@ -163,7 +163,7 @@ def test_a_study_grows_and_repeats_nothing(swept: tuple[Path, str], tiny: list[s
 
 
 def test_ctrl_c_closes_everything_and_the_same_command_goes_on(tmp_path: Path, tiny: list[str]) -> None:
-    arguments = ["sweep", "strategy=full", *tiny, "trainer.epochs=30", "study.n_trials=2", "final.seeds=1"]
+    arguments = ["sweep", "strategy=full", *tiny, "trainer.epochs=12", "study.n_trials=2", "final.seeds=1"]
     process = subprocess.Popen(
         command(tmp_path, *arguments, "verbosity=verbose"),
         stdout=subprocess.PIPE,
@@ -175,7 +175,7 @@ def test_ctrl_c_closes_everything_and_the_same_command_goes_on(tmp_path: Path, t
     text = ""
     for line in process.stdout:
         text += line
-        if "epoch 3/30" in line:
+        if "epoch 3/12" in line:
             break
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
