@@ -59,7 +59,7 @@ class StudyConfig:
     """The Optuna study."""
 
     name: str | None = None  # null = model-dataset-strategy-<hash of what is measured>
-    n_trials: int = 6  # total of completed, pruned, diverged and failed trials
+    n_trials: int = 5  # total of completed, pruned, diverged and failed trials
     timeout: float | None = None  # seconds; no trial starts later
     seed: int = 42  # of sampling, initialisation and data order
     sampler: str = "tpe"  # tpe | random | gp
