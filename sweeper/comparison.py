@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import optuna
-import pandas as pd
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
@@ -25,7 +24,7 @@ from sweeper.data.floors import NUMBER_OF_FLOORS, floors
 from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate
 from sweeper.interruption import Interrupted
-from sweeper.objective import Task
+from sweeper.objective import Task, predictions_table
 from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress, duration
@@ -236,16 +235,7 @@ def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Pr
         run_id = tracker.start(
             schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name}
         )
-        split = dataset.test
-        predictions = pd.DataFrame(
-            {
-                "item": split.items,
-                "group": split.groups if split.groups is not None else "",
-                "label": split.labels,
-                "prediction": floor.predictions,
-                "probability": floor.probabilities.round(6),
-            }
-        )
+        predictions = predictions_table(dataset.test, floor.predictions, floor.probabilities)
         tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
         metrics = {
             schema.VALIDATION_ACCURACY: floor.validation_accuracy,

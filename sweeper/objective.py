@@ -18,13 +18,13 @@ from transformers import DataCollatorWithPadding, set_seed
 
 from strategies import Strategy, count_parameters
 from sweeper import schema
-from sweeper.data import TextDataset
+from sweeper.data import TextDataset, TextSplit
 from sweeper.data.tokenize import TokenizedSplit, tokenize
 from sweeper.models.text import PretrainedText, load_text_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit
 
-__all__ = ["Run", "Task", "TestScores", "derive_seed"]
+__all__ = ["Run", "Task", "TestScores", "derive_seed", "predictions_table"]
 
 
 @dataclass(frozen=True)
@@ -166,15 +166,7 @@ class Task:
         split = self.dataset.test
         probabilities = torch.softmax(torch.from_numpy(logits).float(), -1).numpy()
         predicted = probabilities.argmax(-1)
-        predictions = pd.DataFrame(
-            {
-                "item": split.items,
-                "group": split.groups if split.groups is not None else "",
-                "label": split.labels,
-                "prediction": predicted,
-                "probability": probabilities.max(-1).round(6),
-            }
-        )
+        predictions = predictions_table(split, predicted, probabilities.max(-1))
         metrics = {
             schema.TEST_ACCURACY: float((predicted == split.labels).mean()),
             schema.TEST_MACRO_F1: float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
@@ -191,6 +183,19 @@ class Task:
 
     def _collate(self) -> Callable[[list[Any]], Mapping[str, Any]]:
         return DataCollatorWithPadding(self.pretrained.tokenizer)
+
+
+def predictions_table(split: TextSplit, predicted: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """The schema's ``predictions.csv``: a row per item of a split, with the predicted label and its probability."""
+    return pd.DataFrame(
+        {
+            "item": split.items,
+            "group": split.groups if split.groups is not None else "",
+            "label": split.labels,
+            "prediction": predicted,
+            "probability": probabilities.round(6),
+        }
+    )
 
 
 def derive_seed(*parts: object) -> int:
