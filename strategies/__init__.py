@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from strategies.base import Layout, Strategy, boundary, count_parameters, prefix_modules, set_trainable
+from strategies.base import (
+    BackboneStrategy,
+    Layout,
+    Stage,
+    Strategy,
+    boundary,
+    count_parameters,
+    enter_stage,
+    prefix_modules,
+    set_trainable,
+)
+from strategies.bitfit import BitFit
+from strategies.discriminative import Discriminative
 from strategies.frozen import Frozen
 from strategies.full import Full
+from strategies.gradual import Gradual
 from strategies.lora import Lora
+from strategies.lp_ft import LpFt
 from strategies.partial import Partial
+from strategies.scratch import Scratch
 
 __all__ = [
     "STRATEGIES",
+    "BackboneStrategy",
+    "BitFit",
+    "Discriminative",
     "Frozen",
     "Full",
+    "Gradual",
     "Layout",
     "Lora",
+    "LpFt",
     "Partial",
+    "Scratch",
+    "Stage",
     "Strategy",
     "boundary",
     "count_parameters",
+    "enter_stage",
     "prefix_modules",
     "set_trainable",
 ]
 
 #: Every strategy by its name, from nothing trained to everything.
-STRATEGIES: dict[str, type[Strategy]] = {cls.name: cls for cls in (Frozen, Lora, Partial, Full)}
+STRATEGIES: dict[str, type[Strategy]] = {
+    cls.name: cls for cls in (Frozen, BitFit, Lora, Partial, Gradual, LpFt, Discriminative, Full, Scratch)
+}

@@ -7,19 +7,30 @@ A strategy says which parameters train, how they are grouped, and when. It knows
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
-__all__ = ["Layout", "Strategy", "boundary", "count_parameters", "prefix_modules", "set_trainable"]
+__all__ = [
+    "BackboneStrategy",
+    "Layout",
+    "Stage",
+    "Strategy",
+    "boundary",
+    "count_parameters",
+    "enter_stage",
+    "prefix_modules",
+    "set_trainable",
+]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a model keeps its parts, as dotted module names.
+    """Where a model keeps its parts, as dotted names of modules, or of parameters that belong to none of them.
 
     Attributes:
         head: the newly initialised classifier's modules.
@@ -28,6 +39,7 @@ class Layout:
         top: what comes after the last block and is pretrained (a final norm, a pooler).
         adapter_targets: preset -> full names of the layers that an adapter may wrap, e.g.
             ``{"attention": ("backbone.encoder.layer.0.attention.self.query", ...), "all-linear": (...)}``.
+        backbone: the pretrained part, which holds stem, blocks and top.
     """
 
     head: tuple[str, ...]
@@ -35,10 +47,53 @@ class Layout:
     blocks: tuple[str, ...]
     top: tuple[str, ...] = ()
     adapter_targets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    backbone: str = "backbone"
+
+    def last_blocks(self, number: int) -> tuple[str, ...]:
+        """The ``number`` blocks nearest to the head.
+
+        Raises:
+            ValueError: the model has fewer blocks.
+        """
+        if number > len(self.blocks):
+            raise ValueError(f"num_blocks={number}: the model has {len(self.blocks)} blocks")
+        return self.blocks[len(self.blocks) - number :]
+
+    def depth(self, parameter_name: str) -> int:
+        """How deep a parameter lies: 0 in the stem, i in the i-th block (from 1), one more in the top and the head.
+
+        Raises:
+            ValueError: the layout does not cover the parameter.
+        """
+        for depth, block in enumerate(self.blocks, start=1):
+            if _inside(parameter_name, (block,)):
+                return depth
+        if _inside(parameter_name, (*self.top, *self.head)):
+            return len(self.blocks) + 1
+        if _inside(parameter_name, self.stem):
+            return 0
+        raise ValueError(
+            f"parameter {parameter_name} is in no part of the model that is known (stem, block, top, head)"
+        )
 
     def is_head(self, parameter_name: str) -> bool:
         """Whether a parameter, by its dotted name, belongs to the head."""
         return _inside(parameter_name, self.head)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of one training run with its own trainable set, its own optimiser and its own schedule.
+
+    Attributes:
+        share: of the run's epochs, in proportion to the shares of the other stages.
+        learning_rate_factor: times the run's learning rate.
+        parts: the modules that train, as names of the layout; None = all that ``prepare`` left trainable.
+    """
+
+    share: float = 1.0
+    learning_rate_factor: float = 1.0
+    parts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,31 +115,77 @@ class Strategy(ABC):
             ValueError: the model has no such blocks or layers; the message lists those that it has.
         """
 
+    def stages(self, layout: Layout) -> list[Stage]:
+        """The parts of a run, in order: one by default, in which everything that ``prepare`` left trainable trains."""
+        return [Stage()]
+
+    def learning_rate_factor(self, parameter_name: str, layout: Layout) -> float:
+        """What the run's learning rate is multiplied by for a parameter."""
+        return 1.0
+
     def param_groups(
         self, model: nn.Module, layout: Layout, learning_rate: float, weight_decay: float
     ) -> list[dict[str, Any]]:
         """Optimiser groups that hold each trainable parameter exactly once.
 
-        The head's rate is ``learning_rate`` times the strategy's ``head_lr_multiplier`` where it has one. Biases
-        and norms (parameters of one dimension) are not decayed, as in BERT's and ``transformers.Trainer``'s recipe.
+        Biases and norms (parameters of one dimension) are not decayed, as in BERT's and ``transformers.Trainer``'s
+        recipe.
         """
-        multiplier = float(getattr(self, "head_lr_multiplier", 1.0))
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((layout.is_head(name), parameter.ndim > 1), []).append(parameter)
+                factor = self.learning_rate_factor(name, layout)
+                groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
         return [
             {
                 "params": parameters,
-                "lr": learning_rate * (multiplier if in_head else 1.0),
+                "lr": learning_rate * factor,
                 "weight_decay": weight_decay if decayed else 0.0,
             }
-            for (in_head, decayed), parameters in groups.items()
+            for (factor, decayed), parameters in groups.items()
         ]
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold what the strategy added into the backbone's own weights, in place, where that is possible."""
         return model
+
+
+@dataclass(frozen=True)
+class BackboneStrategy(Strategy):
+    """A strategy that trains something in the backbone, at rates that may depend on the depth.
+
+    With L blocks, what lies at depth d (0 = stem, L + 1 = top and head) learns at ``layer_decay ** (L + 1 - d)`` of
+    the run's rate, as in ELECTRA and BEiT (Clark et al. 2020, appendix A, arXiv:2003.10555).
+
+    Attributes:
+        layer_decay: in (0, 1]; 1 gives all depths the same rate.
+        head_lr_multiplier: the head's learning rate over that of the backbone's top; the head starts from noise, the
+            backbone does not.
+    """
+
+    layer_decay: float = 1.0
+    head_lr_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise ValueError("; ".join(problems))
+
+    def learning_rate_factor(self, parameter_name: str, layout: Layout) -> float:
+        """The decay over depth, and the multiplier on the head."""
+        if layout.is_head(parameter_name):
+            return float(self.head_lr_multiplier)
+        if self.layer_decay == 1:
+            return 1.0
+        return float(self.layer_decay ** (len(layout.blocks) + 1 - layout.depth(parameter_name)))
+
+    def _problems(self) -> list[str]:
+        """Every impossible value of the fields, each as one line; a subclass adds its own."""
+        problems = []
+        if not 0 < self.layer_decay <= 1:
+            problems.append(f"layer_decay={self.layer_decay}: must be above 0 and at most 1")
+        if self.head_lr_multiplier <= 0:
+            problems.append(f"head_lr_multiplier={self.head_lr_multiplier}: must be above 0")
+        return problems
 
 
 def set_trainable(model: nn.Module, module_names: Sequence[str]) -> None:
@@ -103,19 +204,26 @@ def set_trainable(model: nn.Module, module_names: Sequence[str]) -> None:
         raise ValueError(f"no parameter below {', '.join(unmatched)}; the model has {has}")
 
 
+def enter_stage(model: nn.Module, stage: Stage, trained: Collection[str]) -> None:
+    """Make what a stage trains the only thing that does.
+
+    Args:
+        model: prepared.
+        stage: one of the strategy's.
+        trained: names of the parameters that ``prepare`` left trainable.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained and (stage.parts is None or _inside(name, stage.parts)))
+
+
 def prefix_modules(model: nn.Module, layout: Layout) -> list[nn.Module]:
     """The modules below the boundary, from the input up: nothing in them, nor below them, trains."""
-    prefix: list[nn.Module] = []
-    for module in _in_order(model, layout):
-        if any(parameter.requires_grad for parameter in module.parameters()):
-            break
-        prefix.append(module)
-    return prefix
+    return [module for name in _prefix(model, layout) if (module := _module(model, name)) is not None]
 
 
 def boundary(model: nn.Module, layout: Layout) -> int:
     """The depth below which nothing trains: the number of leading blocks that the backward pass never reaches."""
-    return max(0, min(len(prefix_modules(model, layout)) - len(layout.stem), len(layout.blocks)))
+    return sum(name in layout.blocks for name in _prefix(model, layout))
 
 
 def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
@@ -133,9 +241,22 @@ def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
     return counts
 
 
-def _in_order(model: nn.Module, layout: Layout) -> Iterator[nn.Module]:
-    for name in (*layout.stem, *layout.blocks, *layout.top):
-        yield model.get_submodule(name)
+def _prefix(model: nn.Module, layout: Layout) -> list[str]:
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if any(_inside(name, layout.stem) for name in trainable):
+        return []
+    frozen = itertools.takewhile(
+        lambda part: not any(_inside(name, (part,)) for name in trainable), (*layout.blocks, *layout.top)
+    )
+    return [*layout.stem, *frozen]
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    """The module of that name; None where the name is a parameter's."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _inside(name: str, modules: Sequence[str]) -> bool:

@@ -7,26 +7,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from strategies.base import Layout, Strategy
+from strategies.base import BackboneStrategy, Layout
 
 __all__ = ["Full"]
 
 
 @dataclass(frozen=True)
-class Full(Strategy):
-    """Train everything (Devlin et al. 2019, section 3.2, arXiv:1810.04805).
-
-    Attributes:
-        head_lr_multiplier: the head's learning rate over the backbone's; the head starts from noise, the backbone
-            does not.
-    """
+class Full(BackboneStrategy):
+    """Train everything (Devlin et al. 2019, section 3.2, arXiv:1810.04805)."""
 
     name: ClassVar[str] = "full"
-    head_lr_multiplier: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.head_lr_multiplier <= 0:
-            raise ValueError(f"head_lr_multiplier={self.head_lr_multiplier}: must be above 0")
 
     def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
         """Unfreeze everything."""

@@ -9,13 +9,13 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import nn
 
-from strategies.base import Layout, Strategy
+from strategies.base import BackboneStrategy, Layout
 
 __all__ = ["Lora"]
 
 
 @dataclass(frozen=True)
-class Lora(Strategy):
+class Lora(BackboneStrategy):
     """Train ``W + (alpha / rank) B A`` with W frozen, A random and B zero at the start, and the head.
 
     A is (rank, in_features), B is (out_features, rank), so that a wrapped layer adds
@@ -29,7 +29,6 @@ class Lora(Strategy):
         dropout: probability of dropping an input of A, in [0, 1).
         targets: a preset of the layout (``attention`` = queries and values, ``all-linear`` = every linear layer of
             the blocks) or layer names separated by commas, such as ``query,key,value``.
-        head_lr_multiplier: the head's learning rate over the matrices'.
     """
 
     name: ClassVar[str] = "lora"
@@ -38,15 +37,14 @@ class Lora(Strategy):
     alpha: float | None = None
     dropout: float = 0.05
     targets: str = "attention"
-    head_lr_multiplier: float = 1.0
 
-    def __post_init__(self) -> None:
-        problems = []
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
         if self.rank < 1:
             problems.append(f"rank={self.rank}: must be at least 1")
         problems += [
             f"{field}={value}: must be above 0"
-            for field in ("alpha_ratio", "alpha", "head_lr_multiplier")
+            for field in ("alpha_ratio", "alpha")
             if (value := getattr(self, field)) is not None and value <= 0
         ]
         if self.alpha is not None and self.alpha_ratio is not None:
@@ -56,8 +54,7 @@ class Lora(Strategy):
             )
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout}: must be at least 0 and below 1")
-        if problems:
-            raise ValueError("; ".join(problems))
+        return problems
 
     def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
         """Put the matrices beside the target layers, in place, and freeze the rest but the head.

@@ -232,6 +232,7 @@ def test_ctrl_c_reaches_python_and_make_waits_for_it_quietly(built: Path) -> Non
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group of its own, as a terminal gives it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in what runs behind
     )
     deadline = time.monotonic() + 90
     while not (built / "started").exists() and time.monotonic() < deadline:

@@ -56,7 +56,12 @@ def find_layout(model: nn.Module, backbone: str, head: tuple[str, ...]) -> Layou
     block_names = tuple(f"{backbone}.{path}.{index}" for index in range(len(blocks)))
     stem, top = _around(body, path, backbone)
     return Layout(
-        head=head, stem=stem, blocks=block_names, top=top, adapter_targets=_adapter_targets(model, block_names)
+        head=head,
+        stem=stem,
+        blocks=block_names,
+        top=top,
+        adapter_targets=_adapter_targets(model, block_names),
+        backbone=backbone,
     )
 
 
