@@ -150,7 +150,7 @@ class Strategy(ABC):
         return model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackboneStrategy(Strategy):
     """A strategy that trains something in the backbone, at rates that may depend on the depth.
 

@@ -133,9 +133,16 @@ def _joined(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
+def _is_whole(kind: Any) -> bool:
+    kinds = get_args(kind) or (kind,)
+    return int in kinds and float not in kinds
+
+
 def _type_mistake(value: Any, kind: Any) -> str:
     kinds = get_args(kind) or (kind,)
-    if int in kinds and float not in kinds:
+    if bool in kinds:
+        return "" if isinstance(value, bool) else "must be true or false"
+    if _is_whole(kind):
         return "" if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
     if float in kinds:
         return "" if isinstance(value, int | float) and not isinstance(value, bool) else "must be a number"
@@ -168,10 +175,10 @@ def _distribution(where: str, bounds: Any, kind: Any) -> tuple[BaseDistribution 
         return None, [f"{where}: low={low} must be above 0 where log=true"]
     if log and step is not None:
         return None, [f"{where}: step={step} and log=true exclude each other"]
-    if kind is int and not all(float(value).is_integer() for value in (low, high, step or 1)):
+    if _is_whole(kind) and not all(float(value).is_integer() for value in (low, high, step or 1)):
         return None, [f"{where}: low, high and step must be whole numbers"]
     try:
-        if kind is int:
+        if _is_whole(kind):
             return IntDistribution(int(low), int(high), log=log, step=int(step or 1)), []
         return FloatDistribution(float(low), float(high), log=log, step=None if step is None else float(step)), []
     except ValueError as error:
