@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import pandas as pd
 
 from reports.formats import is_missing
@@ -98,7 +99,8 @@ def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.Dat
         interval = accuracy_interval(score, confidence=confidence)
         run = comparison.floors[comparison.floors[schema.PARAM_FLOOR] == name].iloc[0]
         floors.append(
-            {"strategy": name, "kind": "floor", "test_macro_f1": run[schema.TEST_MACRO_F1]}
+            {"strategy": name, "kind": "floor", "trainable_params": 0.0 if name == schema.ZERO_SHOT else np.nan}
+            | {"test_macro_f1": run[schema.TEST_MACRO_F1]}
             | {"test_accuracy": interval.mean, "test_accuracy_low": interval.low, "test_accuracy_high": interval.high}
             | {"interval_method": interval.method}
         )

@@ -20,7 +20,7 @@ from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from strategies import Layout, Stage, Strategy, enter_stage, prefix_modules
+from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
 
 __all__ = ["Diverged", "EpochRecord", "FitResult", "TrainerSettings", "fit", "resolve_precision", "stage_epochs"]
 
@@ -130,7 +130,7 @@ def fit(
 
     Raises:
         Diverged: a loss is not finite.
-        ValueError: fewer epochs than the strategy has stages.
+        NotApplicable: fewer epochs than the strategy has stages.
     """
     set_seed(seed)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
@@ -173,10 +173,10 @@ def stage_epochs(stages: Sequence[Stage], epochs: int) -> list[int]:
     """Divide whole epochs by the stages' shares (largest remainders), at least one each.
 
     Raises:
-        ValueError: there are fewer epochs than stages.
+        NotApplicable: there are fewer epochs than stages.
     """
     if epochs < len(stages):
-        raise ValueError(f"trainer.epochs={epochs}: must be at least {len(stages)}, one for each stage")
+        raise NotApplicable(f"trainer.epochs={epochs}: must be at least {len(stages)}, one for each stage")
     total = sum(stage.share for stage in stages)
     exact = [stage.share / total * epochs for stage in stages]
     whole = [max(1, int(value)) for value in exact]
