@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, once the report of
             the others is written.
     """
+    # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from sweeper.comparison import run_comparison  # imports torch, which rebuilding a report does without
 
     config, console = configs[0], Console()
