@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import math
 from collections import Counter
 
@@ -94,7 +96,7 @@ def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.Dat
     rows = [_strategy_row(comparison, study, scores[study["label"]], confidence) for _, study in _studies(comparison)]
     table = pd.DataFrame(rows)
     table = table.sort_values(["trainable_params", "strategy"], na_position="last", ignore_index=True)
-    floors = []
+    floors: list[dict[str, Any]] = []
     for name, score in floor_scores(comparison).items():
         interval = accuracy_interval(score, confidence=confidence)
         run = comparison.floors[comparison.floors[schema.PARAM_FLOOR] == name].iloc[0]
