@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd

@@ -204,14 +204,25 @@ class _StrategyTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            # Its own generator: from the global one dropout draws too, and each strategy another number of times.
-            sampler.generator = self._order
-        return sampler
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        # Its own generator: from the global one dropout draws too, and each strategy another number of times.
+        return _ShuffledBatches(sampler.batch_size, lengths=sampler.lengths, generator=self._order)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # The Trainer shuffles evaluation sets when it groups by length; predictions must keep their items' order.
         return SequentialSampler(eval_dataset)
+
+
+class _ShuffledBatches(LengthGroupedSampler):
+    """Batches of similar length, in random order: transformers' own go from long to short again and again."""
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(super().__iter__())
+        whole = len(indices) // self.batch_size
+        for batch in torch.randperm(whole, generator=self.generator).tolist():
+            yield from indices[batch * self.batch_size : (batch + 1) * self.batch_size]
+        yield from indices[whole * self.batch_size :]
 
 
 class _EpochRecorder(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,14 @@ from strategies import Frozen, Full, Gradual, Layout, Lora, LpFt, Partial, Stage
 from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
-from sweeper.training.trainer import Diverged, EpochRecord, TrainerSettings, resolve_precision, stage_epochs
+from sweeper.training.trainer import (
+    Diverged,
+    EpochRecord,
+    TrainerSettings,
+    _ShuffledBatches,
+    resolve_precision,
+    stage_epochs,
+)
 
 SETTINGS = TrainerSettings(
     epochs=3,
@@ -54,7 +62,7 @@ def with_settings(task: Task, **changes: object) -> Task:
 def test_the_best_epochs_weights_are_kept(task: Task) -> None:
     losses: list[float] = []
     run = with_settings(task, metric="validation_loss", maximize=False, epochs=5).run(
-        spec(rate=3e-2), {}, seed=3, on_epoch=lambda record: losses.append(record.validation_loss)
+        spec(rate=3e-2), {}, seed=0, on_epoch=lambda record: losses.append(record.validation_loss)
     )
     best = losses.index(min(losses)) + 1
     assert run.fit.best.epoch == best
@@ -271,6 +279,18 @@ def test_every_strategy_sees_the_examples_in_the_same_order(
         return seen
 
     assert batches(Frozen) == batches(Full) == batches(LpFt)
+
+
+def test_batches_of_similar_length_come_in_random_order() -> None:
+    lengths = torch.randint(1, 100, (812,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = _ShuffledBatches(8, lengths=lengths, generator=torch.Generator().manual_seed(0))
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == list(range(812))
+    assert first != second
+    batches = [[lengths[index] for index in first[start : start + 8]] for start in range(0, 808, 8)]
+    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 15, "lengths in a batch are alike"
+    rises = sum(max(later) > max(earlier) for earlier, later in itertools.pairwise(batches))
+    assert 0.35 < rises / (len(batches) - 1) < 0.65, "batches go neither up nor down"
 
 
 def test_a_native_heads_loss_does_not_grow_with_accumulation(tiny_checkpoint: Path) -> None:
