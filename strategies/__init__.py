@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from strategies.adapter import Adapter
 from strategies.base import (
     BackboneStrategy,
     Layout,
@@ -22,11 +23,14 @@ from strategies.gradual import Gradual
 from strategies.lora import Lora
 from strategies.lp_ft import LpFt
 from strategies.partial import Partial
+from strategies.prefix import Prefix
+from strategies.prompt import Prompt
 from strategies.scratch import Scratch
 from strategies.zero_shot import ZeroShot
 
 __all__ = [
     "STRATEGIES",
+    "Adapter",
     "BackboneStrategy",
     "BitFit",
     "Discriminative",
@@ -38,6 +42,8 @@ __all__ = [
     "LpFt",
     "NotApplicable",
     "Partial",
+    "Prefix",
+    "Prompt",
     "Scratch",
     "Stage",
     "Strategy",
@@ -51,5 +57,20 @@ __all__ = [
 
 #: Every strategy by its name, from nothing trained to everything.
 STRATEGIES: dict[str, type[Strategy]] = {
-    cls.name: cls for cls in (ZeroShot, Frozen, BitFit, Lora, Partial, Gradual, LpFt, Discriminative, Full, Scratch)
+    cls.name: cls
+    for cls in (
+        ZeroShot,
+        Frozen,
+        Prompt,
+        BitFit,
+        Prefix,
+        Lora,
+        Adapter,
+        Partial,
+        Gradual,
+        LpFt,
+        Discriminative,
+        Full,
+        Scratch,
+    )
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "NotApplicable",
     "Stage",
     "Strategy",
+    "addition",
     "boundary",
     "count_parameters",
     "enter_stage",
@@ -208,6 +209,23 @@ def set_trainable(model: nn.Module, module_names: Sequence[str]) -> None:
     if unmatched := sorted(set(module_names) - used):
         has = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"no parameter below {', '.join(unmatched)}; the model has {has}")
+
+
+def addition(model: nn.Module, name: str) -> Callable[..., None]:
+    """The model's own method ``name``, which adds parameters and writes them into the model's config.
+
+    What cannot be merged into pretrained weights must be carried by the model, so that it can be saved and loaded.
+
+    Raises:
+        NotApplicable: the model has no such method.
+    """
+    method = getattr(model, name, None)
+    if method is None:
+        raise NotApplicable(
+            f"it adds modules to the model, and a plain checkpoint ({type(model).__name__}) cannot hold them: "
+            "model.head=linear or mlp"
+        )
+    return method
 
 
 def enter_stage(model: nn.Module, stage: Stage, trained: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from strategies import Stage, Strategy, count_parameters, enter_stage
 from sweeper import schema
 from sweeper.data import TextDataset, TextSplit
 from sweeper.data.tokenize import TokenizedSplit, tokenize
+from sweeper.models.additions import WithAdditions
 from sweeper.models.text import PretrainedText, load_text_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit, stage_epochs
@@ -106,6 +108,7 @@ class Task:
         set_seed(seed)
         layout = self.pretrained.layout
         model = strategy.prepare(self.pretrained.fresh(seed), layout)
+        self._check_length(model)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         stored = count_parameters(model, layout)["stored_bytes"]
         stages = strategy.stages(layout)
@@ -191,10 +194,34 @@ class Task:
         """Save a trained model, merged where that is possible, with its tokenizer and label names."""
         model: Any = run.strategy.merge(run.model)
         model.save_pretrained(folder)
-        self.pretrained.tokenizer.save_pretrained(folder)
+        tokenizer = copy.deepcopy(self.pretrained.tokenizer)
+        if (room := _room(model)) is not None:  # so that it cuts texts where this model ends
+            tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+        tokenizer.save_pretrained(folder)
+
+    def _check_length(self, model: nn.Module) -> None:
+        """Refuse virtual tokens beside which the longest text has no place.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if (room := _room(model)) is None:
+            return
+        splits = (self.train, self.validation, self.test)
+        longest = max(len(example["input_ids"]) for split in splits for example in split.examples)
+        if longest > room:
+            raise ValueError(
+                f"virtual tokens leave {room} of the model's positions to a text, and the longest has {longest} "
+                f"tokens: fewer num_tokens, or dataset.max_length={room}"
+            )
 
     def _collate(self) -> Callable[[list[Any]], Mapping[str, Any]]:
         return DataCollatorWithPadding(self.pretrained.tokenizer)
+
+
+def _room(model: nn.Module) -> int | None:
+    """How many tokens of a text fit beside virtual ones; None for models without any."""
+    return model.max_text_tokens() if isinstance(model, WithAdditions) else None
 
 
 def predictions_table(split: TextSplit, predicted: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:

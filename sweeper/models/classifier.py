@@ -14,6 +14,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .additions import WithAdditions
+
 __all__ = ["HEADS", "POOLINGS", "TextClassifier", "TextClassifierConfig", "build_head", "pool", "without_pooler"]
 
 HEADS = ("linear", "mlp")
@@ -28,21 +30,31 @@ class TextClassifierConfig(PretrainedConfig):
         head: ``linear`` or ``mlp``.
         pooling: how token states become one vector: ``mean`` and ``max`` over the unmasked tokens, ``first`` token,
             or ``native``, the backbone's own pooler.
+        adapters: written by :meth:`~sweeper.models.additions.WithAdditions.add_adapters`.
+        virtual_tokens: written by :meth:`~sweeper.models.additions.WithAdditions.add_virtual_tokens`.
         kwargs: the usual ones, ``id2label`` and ``label2id`` among them.
     """
 
     model_type = "thawline-text-classifier"
 
     def __init__(
-        self, backbone: dict[str, Any] | None = None, head: str = "linear", pooling: str = "mean", **kwargs: Any
+        self,
+        backbone: dict[str, Any] | None = None,
+        head: str = "linear",
+        pooling: str = "mean",
+        adapters: dict[str, Any] | None = None,
+        virtual_tokens: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.backbone = backbone or {}
         self.head = head
         self.pooling = pooling
+        self.adapters = adapters
+        self.virtual_tokens = virtual_tokens
         super().__init__(**kwargs)
 
 
-class TextClassifier(PreTrainedModel):
+class TextClassifier(WithAdditions, PreTrainedModel):
     """``backbone`` -> pooling -> ``head``: token ids (batch, tokens) to logits (batch, labels)."""
 
     config_class = TextClassifierConfig
@@ -58,6 +70,7 @@ class TextClassifier(PreTrainedModel):
         self.backbone = backbone
         self.head = build_head(config.head, _hidden_size(backbone.config), len(config.id2label or {}))
         self.post_init()
+        self.rebuild_additions()  # after post_init, by which the backbone would initialise what lies inside it
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the initialisation that torch gives; the backbone initialises itself."""
@@ -73,7 +86,7 @@ class TextClassifier(PreTrainedModel):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        outputs = self.backbone(**inputs)
+        outputs = self.run_backbone(inputs)
         logits = self.head(pool(self.config.pooling, outputs, attention_mask))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,11 @@ def load_text_model(
         ConfigError: the checkpoint cannot be read, or pooling and head do not fit the architecture.
     """
     id2label = dict(enumerate(label_names))
-    labels = {"num_labels": len(id2label), "id2label": id2label, "label2id": {v: k for k, v in id2label.items()}}
+    labels: dict[str, Any] = {
+        "num_labels": len(id2label),
+        "id2label": id2label,
+        "label2id": {v: k for k, v in id2label.items()},
+    }
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
         config = AutoConfig.from_pretrained(source, revision=revision or "main")

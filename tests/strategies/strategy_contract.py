@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from strategies import Scratch, Strategy, boundary, count_parameters, prefix_modules
+from strategies import NotApplicable, Prefix, Prompt, Scratch, Strategy, boundary, count_parameters, prefix_modules
 from sweeper.models.text import PretrainedText
 
 __all__ = [
+    "applies",
     "check_groups_partition_the_trainables",
     "check_head_always_trains",
     "check_only_trainables_move",
@@ -43,6 +44,17 @@ def prepared(strategy: Strategy, pretrained: PretrainedText, seed: int = 0) -> n
     """A fresh model, prepared."""
     torch.manual_seed(seed)
     return strategy.prepare(pretrained.fresh(seed), pretrained.layout)
+
+
+def applies(strategy: Strategy, pretrained: PretrainedText) -> bool:
+    """Whether the strategy fits the model; ``prepare`` says ``NotApplicable`` where a plain checkpoint cannot do."""
+    try:
+        prepared(strategy, pretrained)
+    except NotApplicable:
+        assert strategy.name in ("adapter", "prompt", "prefix")
+        assert type(pretrained.model).__name__ != "TextClassifier"
+        return False
+    return True
 
 
 def steps(strategy: Strategy, model: Any, pretrained: PretrainedText, number: int = 3) -> None:
@@ -91,12 +103,16 @@ def check_head_always_trains(strategy: Strategy, pretrained: PretrainedText) -> 
 
 
 def check_starts_as_the_pretrained_model(strategy: Strategy, pretrained: PretrainedText) -> None:
-    """Preparing changes no output: adapters start as the identity. Only ``scratch`` starts anew."""
+    """Preparing changes no output: adapters start as the identity.
+
+    By design ``scratch`` starts anew, and ``prompt`` and ``prefix`` change the input.
+    """
     batch = inputs(pretrained)
     started, pretrained_logits = (
         logits(model, batch) for model in (prepared(strategy, pretrained, 1), pretrained.fresh(1))
     )
-    if isinstance(strategy, Scratch):
+    if isinstance(strategy, Scratch | Prompt | Prefix):
+        assert started.isfinite().all()
         assert not torch.allclose(started, pretrained_logits)
     else:
         torch.testing.assert_close(started, pretrained_logits)

@@ -38,6 +38,16 @@ def test_kinds_follow_the_fields_types() -> None:
     }
 
 
+def test_a_field_that_may_be_null_is_still_a_whole_number() -> None:
+    raw = {"name": "adapter", "search_space": {"learning_rate": RATE, "num_blocks": {"low": 1, "high": 6}}}
+    spec, found = parse_strategy(raw, None)
+    assert not found
+    assert spec is not None
+    assert spec.space["num_blocks"] == IntDistribution(1, 6)
+    raw["search_space"]["num_blocks"] = {"low": 1, "high": 2.5}  # type: ignore[index]
+    assert "must be whole numbers" in mistakes(raw)
+
+
 def test_null_takes_a_field_out_of_the_space_and_a_fixed_value_stays() -> None:
     spec, found = parse_strategy({"name": "lora", "rank": 8, "alpha": None, "search_space": {"rank": None}}, 1e-3)
     assert not found

@@ -1,0 +1,65 @@
+"""A task: what does not fit is refused when a strategy prepares the model, and what is saved says where it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from strategies import Adapter, Prefix, Prompt
+from sweeper.data import load_dataset
+from sweeper.objective import Task
+from sweeper.search_space import StrategySpec
+from sweeper.training.trainer import TrainerSettings
+
+SETTINGS = TrainerSettings(
+    epochs=1,
+    batch_size=16,
+    weight_decay=0.01,
+    warmup_ratio=0.1,
+    max_grad_norm=1.0,
+    precision="fp32",
+    gradient_accumulation_steps=1,
+    length_grouping=True,
+    early_stopping_patience=0,
+    early_stopping_metric="validation_loss",
+    metric="validation_accuracy",
+    maximize=True,
+)
+
+
+@pytest.fixture(scope="module")
+def task(tiny_checkpoint: Path) -> Task:
+    """Texts cut at 30 tokens, for a model of 128 positions."""
+    dataset = load_dataset("review_lines", train_size=32, validation_size=20, test_size=20)
+    return Task.load(
+        dataset, tiny_checkpoint, head="linear", pooling="mean", revision=None, max_length=30, settings=SETTINGS
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("kind", [Prompt, Prefix])
+def test_virtual_tokens_that_leave_too_little_room_are_refused(task: Task, kind: Any, split: str) -> None:
+    splits = {
+        name: dataclasses.replace(
+            getattr(task, name), examples=[{"input_ids": [7] * (30 if name == split else 9), "labels": 0}]
+        )
+        for name in ("train", "validation", "test")
+    }
+    longest = dataclasses.replace(task, **splits)
+    longest.prepare(kind(num_tokens=98), 0)
+    with pytest.raises(ValueError, match=r"leave 29 of .* the longest has 30 .*num_tokens, or dataset\.max_length=29"):
+        longest.prepare(kind(num_tokens=99), 0)
+
+
+def test_the_saved_tokenizer_cuts_texts_where_the_model_ends(task: Task, tmp_path: Path) -> None:
+    own = task.pretrained.tokenizer.model_max_length
+    assert own > 128
+    for strategy, limit in ((Prompt, 128 - 20), (Adapter, own)):
+        run = task.run(StrategySpec(strategy, {"learning_rate": 1e-3}, {}), {}, seed=0)
+        task.save(run, tmp_path / strategy.name)
+        assert AutoTokenizer.from_pretrained(tmp_path / strategy.name).model_max_length == limit
+    assert task.pretrained.tokenizer.model_max_length == own
