@@ -16,13 +16,19 @@ from strategies.base import (
 )
 from strategies.bitfit import BitFit
 from strategies.discriminative import Discriminative
+from strategies.dora import Dora
 from strategies.frozen import Frozen
 from strategies.full import Full
 from strategies.gradual import Gradual
+from strategies.ia3 import Ia3
 from strategies.lora import Lora
 from strategies.lp_ft import LpFt
 from strategies.partial import Partial
+from strategies.pissa import Pissa
+from strategies.qlora import QLora
+from strategies.rslora import RsLora
 from strategies.scratch import Scratch
+from strategies.vera import Vera
 from strategies.zero_shot import ZeroShot
 
 __all__ = [
@@ -30,17 +36,23 @@ __all__ = [
     "BackboneStrategy",
     "BitFit",
     "Discriminative",
+    "Dora",
     "Frozen",
     "Full",
     "Gradual",
+    "Ia3",
     "Layout",
     "Lora",
     "LpFt",
     "NotApplicable",
     "Partial",
+    "Pissa",
+    "QLora",
+    "RsLora",
     "Scratch",
     "Stage",
     "Strategy",
+    "Vera",
     "ZeroShot",
     "boundary",
     "count_parameters",
@@ -51,5 +63,23 @@ __all__ = [
 
 #: Every strategy by its name, from nothing trained to everything.
 STRATEGIES: dict[str, type[Strategy]] = {
-    cls.name: cls for cls in (ZeroShot, Frozen, BitFit, Lora, Partial, Gradual, LpFt, Discriminative, Full, Scratch)
+    cls.name: cls
+    for cls in (
+        ZeroShot,
+        Frozen,
+        BitFit,
+        Ia3,
+        Vera,
+        Lora,
+        Dora,
+        RsLora,
+        Pissa,
+        QLora,
+        Partial,
+        Gradual,
+        LpFt,
+        Discriminative,
+        Full,
+        Scratch,
+    )
 }
