@@ -14,7 +14,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from strategies.base import Layout
+from strategies.base import Layout, NotApplicable
 
 __all__ = ["AUTO", "convolutions", "find_targets", "inject", "is_stored_transposed", "merge_adapters", "only_linear"]
 
@@ -75,11 +75,11 @@ def only_linear(strategy: str, model: nn.Module, names: tuple[str, ...]) -> tupl
     """The names, where all are linear layers.
 
     Raises:
-        ValueError: some are convolutions.
+        NotApplicable: some are convolutions.
     """
     if found := convolutions(model, names):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ValueError(
+        raise NotApplicable(
             f"{strategy} adapts linear layers only; {', '.join(found[:3])}{more} are convolutions "
             "(lora and dora adapt those)"
         )
@@ -97,6 +97,9 @@ def inject(tuner: type[BaseTuner], config: Any, model: nn.Module, layout: Layout
     for name, parameter in model.named_parameters():
         if layout.is_head(name):
             parameter.requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.train(model.training)  # new modules are in training mode
     return model
 
 

@@ -10,7 +10,7 @@ from peft.tuners.ia3 import IA3Model
 from torch import nn
 
 from strategies.adapters import AUTO, find_targets, inject, is_stored_transposed, merge_adapters, only_linear
-from strategies.base import BackboneStrategy, Layout
+from strategies.base import BackboneStrategy, Layout, NotApplicable
 
 __all__ = ["Ia3"]
 
@@ -48,7 +48,8 @@ class Ia3(BackboneStrategy):
         """Put the vectors beside their layers, in place, and freeze the rest but the head.
 
         Raises:
-            ValueError: no layer of the blocks goes by such a name, one is a convolution, or the model has fewer blocks.
+            NotApplicable: a layer is a convolution, or none goes by a usual name of keys or values.
+            ValueError: no layer of the blocks goes by a name that was given, or the model has fewer blocks.
         """
         outputs, inputs = self._outputs(model, layout), self._inputs(model, layout)
         names = only_linear(self.name, model, tuple(dict.fromkeys([*outputs, *inputs])))
@@ -72,7 +73,7 @@ class Ia3(BackboneStrategy):
         found = tuple(name for name in every if name.rpartition(".")[2] in _KEYS_AND_VALUES)
         if not found:
             has = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in every))
-            raise ValueError(f"targets=auto: no layer goes by a usual name of keys or values; name some of {has}")
+            raise NotApplicable(f"targets=auto: no layer goes by a usual name of keys or values; name some of {has}")
         return found
 
     def _inputs(self, model: nn.Module, layout: Layout) -> tuple[str, ...]:

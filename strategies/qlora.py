@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from strategies.base import Layout
+from strategies.base import Layout, NotApplicable
 from strategies.lora import Lora
 
 __all__ = ["QLora"]
@@ -43,8 +43,8 @@ class QLora(Lora):
         """Quantise the blocks' linear layers and put the matrices beside the targets, in place.
 
         Raises:
-            ValueError: the blocks have no linear layers, no layer goes by a name in ``targets``, the model has fewer
-                blocks, or bitsandbytes is missing or does not run on this machine.
+            NotApplicable: the blocks have no linear layers, or bitsandbytes is missing or does not run on this machine.
+            ValueError: no layer goes by a name in ``targets``, or the model has fewer blocks.
         """
         names = self._targets(model, layout)
         _quantise(model, layout, self.bits)
@@ -81,7 +81,8 @@ class _QuantisedLinear(nn.Linear):
         if bits == 4:
             from bitsandbytes.nn.modules import Params4bit
 
-            stored: Any = Params4bit(weight, requires_grad=False, quant_type="nf4")
+            # As one row: on a CPU bitsandbytes 0.50 dequantises shorter rows wrongly if no block of 64 ends with them.
+            stored: Any = Params4bit(weight.reshape(1, -1), requires_grad=False, quant_type="nf4")
             self.weight = stored.to(weight.device)  # quantises
             self.register_buffer("scale", None)
         else:
@@ -97,7 +98,8 @@ class _QuantisedLinear(nn.Linear):
         import bitsandbytes
 
         weight: Any = self.weight
-        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        values = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return values.view(self.out_features, self.in_features)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As a linear layer of the dequantised weight: (..., in_features) to (..., out_features)."""
@@ -141,15 +143,15 @@ def _quantise(model: nn.Module, layout: Layout, bits: int) -> None:
         if type(module) in (nn.Linear, Conv1D) and not set(name.split(".")) & set(full_precision)
     ]
     if not found:
-        raise ValueError("qlora quantises linear layers; the blocks of this model have none (lora adapts convolutions)")
+        raise NotApplicable("qlora quantises linear layers; the blocks of this model have none (lora adapts convolutions)")
     if bits == 4:
         try:
             import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise ValueError(f"bits=4 needs bitsandbytes: {_INSTALL}; or choose bits=8") from error
+        except (ImportError, OSError, RuntimeError) as error:
+            raise NotApplicable(f"bits=4 needs bitsandbytes ({error}): {_INSTALL}; or choose bits=8") from error
     for name, module in found:
         try:
             quantised = _QuantisedLinear(module, bits)
         except (RuntimeError, NotImplementedError, OSError) as error:
-            raise ValueError(f"bits={bits}: bitsandbytes does not run on {module.weight.device}: {error}") from error
+            raise NotApplicable(f"bits={bits}: bitsandbytes does not run on {module.weight.device}: {error}") from error
         model.set_submodule(name, quantised)

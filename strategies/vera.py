@@ -44,8 +44,8 @@ class Vera(BackboneStrategy):
         """Put the vectors beside the target layers, in place, and freeze the rest but the head.
 
         Raises:
-            ValueError: no layer of the blocks goes by a name in ``targets``, one is a convolution, or the model has
-                fewer blocks.
+            NotApplicable: a target is a convolution.
+            ValueError: no layer of the blocks goes by a name in ``targets``, or the model has fewer blocks.
         """
         names = only_linear(self.name, model, find_targets(model, layout, self.targets, self.num_blocks))
         config = VeraConfig(
@@ -67,7 +67,7 @@ class Vera(BackboneStrategy):
         if self.rank < 1:
             problems.append(f"rank={self.rank}: must be at least 1")
         if self.d_initial == 0:
-            problems.append("d_initial=0: must not be 0: with b at zero too, nothing would ever train")
+            problems.append(f"d_initial={self.d_initial}: must not be 0: with b at zero too, nothing would ever train")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout}: must be at least 0 and below 1")
         if self.num_blocks is not None and self.num_blocks < 1:
