@@ -143,7 +143,7 @@ def _quantise(model: nn.Module, layout: Layout, bits: int) -> None:
         if type(module) in (nn.Linear, Conv1D) and not set(name.split(".")) & set(full_precision)
     ]
     if not found:
-        raise NotApplicable("qlora quantises linear layers; the blocks of this model have none (lora adapts convolutions)")
+        raise NotApplicable("qlora quantises linear layers; the blocks of this model have none")
     if bits == 4:
         try:
             import bitsandbytes  # noqa: F401

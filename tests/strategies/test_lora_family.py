@@ -318,7 +318,7 @@ def test_grouped_and_standardised_convolutions_are_passed_over() -> None:
 @pytest.mark.parametrize("strategy", [Pissa(), Vera(), Ia3()], ids=lambda strategy: strategy.name)
 def test_convolutions_are_refused_by_name(strategy: Strategy) -> None:
     model, layout, _ = cnn("test_resnet")
-    with pytest.raises(NotApplicable, match=rf"{strategy.name} adapts linear layers only; backbone.layer1.0.conv1.*more"):
+    with pytest.raises(NotApplicable, match=rf"{strategy.name} adapts linear layers only; .*layer1.0.conv1.*more"):
         strategy.prepare(model, layout)
 
 
@@ -479,7 +479,7 @@ def test_missing_bitsandbytes_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(
-        ValueError, match=r"bits=4 needs bitsandbytes: pip install 'thawline\[quantized\]'; or .*bits=8"
+        ValueError, match=r"bits=4 needs bitsandbytes .*: pip install 'thawline\[quantized\]'; or .*bits=8"
     ):
         QLora().prepare(model, layout)
 
