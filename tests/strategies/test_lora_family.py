@@ -395,6 +395,16 @@ def test_injected_layers_take_on_the_models_mode() -> None:
         assert {module.training for module in model.modules()} == {mode}
 
 
+def test_dora_trains_beside_convolutions_that_pad_in_their_own_way() -> None:
+    backbone = nn.Sequential(timm.layers.Conv2dSame(3, 4, 3, stride=2), nn.Flatten())
+    model = Classifier(backbone, 64)
+    layout = Layout(("head",), (), ("backbone.0",), adapter_targets={"all-linear": ("backbone.0",)})
+    x = torch.randn(2, 3, 8, 8)
+    before = model.train()(x)
+    Dora(rank=2, dropout=0.1).prepare(model, layout)
+    torch.testing.assert_close(model(x), before)
+
+
 def test_dilated_convolutions_keep_their_size() -> None:
     model = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3, padding=2, dilation=2), nn.Flatten(), nn.LazyLinear(8)), 8)
     x = torch.randn(2, 3, 8, 8)
@@ -434,6 +444,7 @@ def test_quantised_weights_are_near_and_frozen(bits: int, error: float) -> None:
 def test_weights_of_any_shape_survive_quantising(shape: tuple[int, int], bits: int, error: float) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(*shape)
+    layer.weight.data *= 1 + 9 * torch.rand(shape[1], 1)  # blocks of different scales
     model = Classifier(nn.Sequential(nn.Sequential(copy.deepcopy(layer))), shape[1])
     layout = Layout(("head",), (), ("backbone.0",), adapter_targets={"all-linear": ("backbone.0.0",)})
     strategy = QLora(rank=1, bits=bits)
