@@ -17,15 +17,21 @@ from strategies.base import (
 )
 from strategies.bitfit import BitFit
 from strategies.discriminative import Discriminative
+from strategies.dora import Dora
 from strategies.frozen import Frozen
 from strategies.full import Full
 from strategies.gradual import Gradual
+from strategies.ia3 import Ia3
 from strategies.lora import Lora
 from strategies.lp_ft import LpFt
 from strategies.partial import Partial
+from strategies.pissa import Pissa
 from strategies.prefix import Prefix
 from strategies.prompt import Prompt
+from strategies.qlora import QLora
+from strategies.rslora import RsLora
 from strategies.scratch import Scratch
+from strategies.vera import Vera
 from strategies.zero_shot import ZeroShot
 
 __all__ = [
@@ -34,19 +40,25 @@ __all__ = [
     "BackboneStrategy",
     "BitFit",
     "Discriminative",
+    "Dora",
     "Frozen",
     "Full",
     "Gradual",
+    "Ia3",
     "Layout",
     "Lora",
     "LpFt",
     "NotApplicable",
     "Partial",
+    "Pissa",
     "Prefix",
     "Prompt",
+    "QLora",
+    "RsLora",
     "Scratch",
     "Stage",
     "Strategy",
+    "Vera",
     "ZeroShot",
     "boundary",
     "count_parameters",
@@ -62,9 +74,15 @@ STRATEGIES: dict[str, type[Strategy]] = {
         ZeroShot,
         Frozen,
         Prompt,
+        Ia3,
+        Vera,
         BitFit,
         Prefix,
         Lora,
+        Dora,
+        RsLora,
+        Pissa,
+        QLora,
         Adapter,
         Partial,
         Gradual,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class Strategy(ABC):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 factor = self.learning_rate_factor(name, layout)
-                groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+                groups.setdefault((factor, self._is_decayed(name, parameter)), []).append(parameter)
         return [
             {
                 "params": parameters,
@@ -155,6 +156,10 @@ class Strategy(ABC):
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold what the strategy added into the backbone's own weights, in place, where that is possible."""
         return model
+
+    def _is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies to a parameter."""
+        return parameter.ndim > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +262,9 @@ def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
     """
     counts = {"total": 0, "trainable": 0, "head": 0, "backbone": 0, "stored_bytes": 0}
     for name, parameter in model.named_parameters():
-        counts["total"] += parameter.numel()
+        # Packed weights of few bits hold several parameters in an element; bitsandbytes keeps the shape beside them.
+        packed = getattr(parameter, "quant_state", None)
+        counts["total"] += parameter.numel() if packed is None else math.prod(packed.shape)
         if parameter.requires_grad:
             counts["trainable"] += parameter.numel()
             counts["head" if layout.is_head(name) else "backbone"] += parameter.numel()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import nn
 
 from strategies.base import BackboneStrategy, Layout
+from strategies.injection import AUTO, find_targets, inject, is_stored_transposed, merge_adapters
 
 __all__ = ["Lora"]
 
@@ -20,23 +22,64 @@ class Lora(BackboneStrategy):
 
     A is (rank, in_features), B is (out_features, rank), so that a wrapped layer adds
     ``rank * (in_features + out_features)`` parameters and starts as the identity (Hu et al. 2022, section 4.1,
-    arXiv:2106.09685). The matrices are peft's.
+    arXiv:2106.09685). Beside a convolution of size k, A is one of size k with ``rank`` channels out and B one of size
+    1: ``rank * (k * k * in_channels + out_channels)`` parameters. The matrices are peft's.
 
     Attributes:
         rank: the rank of the update; at least 1.
         alpha_ratio: alpha over rank, so that the scale stays the same over ranks; 2 where neither is given.
         alpha: the scale's numerator itself, untied from the rank; not together with ``alpha_ratio``.
         dropout: probability of dropping an input of A, in [0, 1).
-        targets: a preset of the layout (``attention`` = queries and values, ``all-linear`` = every linear layer of
-            the blocks) or layer names separated by commas, such as ``query,key,value``.
+        targets: ``auto`` (``attention`` where the model has it, else ``all-linear``), a preset of the layout
+            (``attention`` = queries and values; ``all-linear`` = every linear layer of the blocks, in a CNN every
+            convolution that is not grouped) or layer names separated by commas, such as ``query,key,value``.
+        num_blocks: only in that many blocks, counted from the head; None = in all.
     """
 
     name: ClassVar[str] = "lora"
+    #: What a variant changes in peft's configuration.
+    options: ClassVar[Mapping[str, Any]] = {}
+    default_alpha_ratio: ClassVar[float] = 2.0
     rank: int = 16
     alpha_ratio: float | None = None
     alpha: float | None = None
     dropout: float = 0.05
-    targets: str = "attention"
+    targets: str = AUTO
+    num_blocks: int | None = None
+
+    def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
+        """Put the matrices beside the target layers, in place, and freeze the rest but the head.
+
+        Raises:
+            ValueError: no layer of the blocks goes by a name in ``targets``, or the model has fewer blocks.
+        """
+        return self._adapt(model, layout, self._targets(model, layout))
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Add each update to its frozen layer and remove the matrices; the outputs stay the same."""
+        return merge_adapters(model)
+
+    def _targets(self, model: nn.Module, layout: Layout) -> tuple[str, ...]:
+        return find_targets(model, layout, self.targets, self.num_blocks)
+
+    def _alpha(self) -> float:
+        return (self.alpha_ratio or self.default_alpha_ratio) * self.rank if self.alpha is None else self.alpha
+
+    def _adapt(self, model: nn.Module, layout: Layout, names: tuple[str, ...]) -> nn.Module:
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self._alpha(),  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=list(names),
+            fan_in_fan_out=is_stored_transposed(model, names),
+            bias="none",
+            **self.options,
+        )
+        inject(LoraModel, config, model, layout)
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and isinstance(base := module.get_base_layer(), nn.Conv2d):
+                module.lora_A["default"].dilation = base.dilation  # type: ignore[assignment]  # peft leaves it at 1
+        return model
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
@@ -54,48 +97,6 @@ class Lora(BackboneStrategy):
             )
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout}: must be at least 0 and below 1")
+        if self.num_blocks is not None and self.num_blocks < 1:
+            problems.append(f"num_blocks={self.num_blocks}: must be at least 1, or null for all")
         return problems
-
-    def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
-        """Put the matrices beside the target layers, in place, and freeze the rest but the head.
-
-        Raises:
-            ValueError: no layer of the blocks goes by a name in ``targets``.
-        """
-        LoraModel(
-            model,
-            LoraConfig(
-                r=self.rank,
-                lora_alpha=(self.alpha_ratio or 2.0) * self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]
-                lora_dropout=self.dropout,
-                target_modules=list(self._target_names(layout)),
-                bias="none",
-            ),
-            "default",
-        )
-        for name, parameter in model.named_parameters():
-            if layout.is_head(name):
-                parameter.requires_grad_(True)
-        return model
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        """Add each update to its frozen layer and remove the matrices; the outputs stay the same."""
-        for name, module in list(model.named_modules()):
-            if isinstance(module, LoraLayer):
-                module.merge()
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.get_base_layer())
-        return model
-
-    def _target_names(self, layout: Layout) -> tuple[str, ...]:
-        if self.targets in layout.adapter_targets:
-            return layout.adapter_targets[self.targets]
-        wanted = [target.strip() for target in self.targets.split(",") if target.strip()]
-        linear = layout.adapter_targets.get("all-linear", ())
-        found = {target: [name for name in linear if name.endswith(f".{target}")] for target in wanted}
-        missing = [target for target, names in found.items() if not names]
-        if missing or not wanted:
-            layers = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-            presets = ", ".join(layout.adapter_targets)
-            raise ValueError(f"targets={self.targets!r}: allowed are the presets {presets}, or names among {layers}")
-        return tuple(name for names in found.values() for name in names)

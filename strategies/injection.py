@@ -1,0 +1,122 @@
+"""What the strategies that put peft's adapters into a model share: which layers, how in, how out.
+
+Adapters are injected in place, without a ``PeftModel`` around the model, so that modules keep their names and layout,
+boundary, counts and saving work as they do for every other strategy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from timm.layers.conv2d_same import Conv2dSame
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from strategies.base import Layout, NotApplicable
+
+__all__ = ["AUTO", "convolutions", "find_targets", "inject", "is_stored_transposed", "merge_adapters", "only_linear"]
+
+#: Queries and values where the model has attention, else every layer that an adapter can wrap.
+AUTO = "auto"
+
+
+def find_targets(
+    model: nn.Module, layout: Layout, targets: str, num_blocks: int | None = None, *, field: str = "targets"
+) -> tuple[str, ...]:
+    """Full names of the layers that an adapter wraps, in the model's order.
+
+    Layers that do more than multiply by their weight (weight-standardised or grouped convolutions, the output of
+    ``nn.MultiheadAttention``) are never among them: an update beside such a layer cannot be merged.
+
+    Args:
+        model: not prepared yet.
+        layout: its parts.
+        targets: ``auto``, a preset of the layout, or last parts of layer names separated by commas.
+        num_blocks: only in that many blocks, counted from the head; None = in all.
+        field: what the user calls ``targets``, for messages.
+
+    Raises:
+        ValueError: no layer goes by one of the names, or the model has fewer blocks.
+    """
+    within = set(layout.blocks if num_blocks is None else layout.last_blocks(num_blocks))
+    presets = {
+        preset: tuple(name for name in names if _is_adaptable(model.get_submodule(name)))
+        for preset, names in layout.adapter_targets.items()
+    }
+    every = presets.get("all-linear", ())
+    preset = ("attention" if presets.get("attention") else "all-linear") if targets == AUTO else targets
+    wanted = [target.strip() for target in targets.split(",") if target.strip()]
+    if preset in presets:
+        found = presets[preset]
+        missing = not found
+    else:
+        found = tuple(name for name in every if any(name.endswith(f".{target}") for target in wanted))
+        missing = not wanted or any(not any(name.endswith(f".{target}") for name in every) for target in wanted)
+    if missing:
+        layers = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in every)) or "none"
+        raise ValueError(
+            f"{field}={targets!r}: allowed are the presets {', '.join([AUTO, *presets])}, "
+            f"or names of layers that an adapter can wrap: {layers}"
+        )
+    chosen = tuple(name for name in found if layout.blocks[layout.depth(name) - 1] in within)
+    if not chosen:
+        raise ValueError(f"num_blocks={num_blocks}: {field}={targets!r} lie in none of the last {num_blocks} blocks")
+    return chosen
+
+
+def convolutions(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Those of the layers that are convolutions."""
+    return [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d)]
+
+
+def only_linear(strategy: str, model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, where all are linear layers.
+
+    Raises:
+        NotApplicable: some are convolutions.
+    """
+    if found := convolutions(model, names):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise NotApplicable(
+            f"{strategy} adapts linear layers only; {', '.join(found[:3])}{more} are convolutions "
+            "(lora and dora adapt those)"
+        )
+    return names
+
+
+def is_stored_transposed(model: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether the layers hold their weights as (in, out), as GPT-2's do."""
+    return any(isinstance(model.get_submodule(name), Conv1D) for name in names)
+
+
+def inject(tuner: type[BaseTuner], config: Any, model: nn.Module, layout: Layout) -> nn.Module:
+    """Wrap the layers that ``config`` names, in place; adapters and head train, the rest is frozen."""
+    tuner(model, config, "default")
+    for name, parameter in model.named_parameters():
+        if layout.is_head(name):
+            parameter.requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.train(model.training)  # new modules are in training mode
+    return model
+
+
+@torch.no_grad()
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its layer and remove it; the outputs stay the same, no trace of peft is left."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    # Subclasses may use their weight in other ways; Conv2dSame only pads differently.
+    if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2dSame):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return type(module) in (nn.Linear, Conv1D)
