@@ -19,25 +19,9 @@ from sweeper.errors import ConfigError
 __all__ = ["find_layout"]
 
 #: Names that attention's query and value projections go by; fused projections count as one.
-_QUERY_AND_VALUE = frozenset(
-    [
-        "query",
-        "value",
-        "q_lin",
-        "v_lin",
-        "q_proj",
-        "v_proj",
-        "query_proj",
-        "value_proj",
-        "q",
-        "v",
-        "qkv",
-        "c_attn",
-        "query_key_value",
-        "qkv_proj",
-        "Wqkv",
-        "in_proj",
-    ]
+_QUERY_AND_VALUE = (
+    *("query", "value", "q", "v", "q_lin", "v_lin", "q_proj", "v_proj", "query_proj", "value_proj"),
+    *("qkv", "qkv_proj", "c_attn", "query_key_value", "Wqkv", "in_proj"),
 )
 
 #: They compute with a standardised copy of their weight, into which an update cannot be folded.

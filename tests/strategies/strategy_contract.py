@@ -1,4 +1,4 @@
-"""The contract of ``strategies/base.py`` as checks; ``test_contract.py`` runs them over every strategy and kind of model."""
+"""The contract of ``strategies/base.py`` as checks; ``test_contract.py`` runs them over every strategy and model."""
 
 from __future__ import annotations
 
