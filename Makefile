@@ -11,7 +11,7 @@ ARGS ?=
 PORT ?= 5000
 PYTHON ?= python3
 
-#: STRATEGY=lora     what trains: a name from conf/strategy/; for compare several, lora,full (default: all that apply)
+#: STRATEGY=lora     what trains: a name from conf/strategy/; for compare several, lora,full, or all that fit the model
 #: MODEL=minilm      what is trained: a name from conf/model/
 #: DATASET=...       what it is trained on: a name from conf/dataset/
 #: EXPERIMENT=...    a recipe from conf/experiment/, which sets several of these at once

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.formats import is_missing
@@ -93,12 +95,13 @@ def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.Dat
     rows = [_strategy_row(comparison, study, scores[study["label"]], confidence) for _, study in _studies(comparison)]
     table = pd.DataFrame(rows)
     table = table.sort_values(["trainable_params", "strategy"], na_position="last", ignore_index=True)
-    floors = []
+    floors: list[dict[str, Any]] = []
     for name, score in floor_scores(comparison).items():
         interval = accuracy_interval(score, confidence=confidence)
         run = comparison.floors[comparison.floors[schema.PARAM_FLOOR] == name].iloc[0]
         floors.append(
-            {"strategy": name, "kind": "floor", "test_macro_f1": run[schema.TEST_MACRO_F1]}
+            {"strategy": name, "kind": "floor", "trainable_params": 0.0 if name == schema.ZERO_SHOT else np.nan}
+            | {"test_macro_f1": run[schema.TEST_MACRO_F1]}
             | {"test_accuracy": interval.mean, "test_accuracy_low": interval.low, "test_accuracy_high": interval.high}
             | {"interval_method": interval.method}
         )

@@ -12,7 +12,7 @@ from reports.stats import METHOD_NONE, Interval, SeedScores, paired_difference
 __all__ = ["FLOOR_NAMES", "Verdict", "floor_name", "judge"]
 
 #: ``floor`` param -> how a sentence calls it.
-FLOOR_NAMES = {"majority": "majority class", "tfidf_logreg": "TF-IDF + logistic regression"}
+FLOOR_NAMES = {"majority": "majority class", "tfidf_logreg": "TF-IDF + logistic regression", "zero_shot": "zero-shot"}
 
 
 @dataclass(frozen=True)

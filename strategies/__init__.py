@@ -5,6 +5,7 @@ from __future__ import annotations
 from strategies.base import (
     BackboneStrategy,
     Layout,
+    NotApplicable,
     Stage,
     Strategy,
     boundary,
@@ -22,6 +23,7 @@ from strategies.lora import Lora
 from strategies.lp_ft import LpFt
 from strategies.partial import Partial
 from strategies.scratch import Scratch
+from strategies.zero_shot import ZeroShot
 
 __all__ = [
     "STRATEGIES",
@@ -34,10 +36,12 @@ __all__ = [
     "Layout",
     "Lora",
     "LpFt",
+    "NotApplicable",
     "Partial",
     "Scratch",
     "Stage",
     "Strategy",
+    "ZeroShot",
     "boundary",
     "count_parameters",
     "enter_stage",
@@ -47,5 +51,5 @@ __all__ = [
 
 #: Every strategy by its name, from nothing trained to everything.
 STRATEGIES: dict[str, type[Strategy]] = {
-    cls.name: cls for cls in (Frozen, BitFit, Lora, Partial, Gradual, LpFt, Discriminative, Full, Scratch)
+    cls.name: cls for cls in (ZeroShot, Frozen, BitFit, Lora, Partial, Gradual, LpFt, Discriminative, Full, Scratch)
 }

@@ -18,6 +18,7 @@ from torch import nn
 __all__ = [
     "BackboneStrategy",
     "Layout",
+    "NotApplicable",
     "Stage",
     "Strategy",
     "boundary",
@@ -26,6 +27,10 @@ __all__ = [
     "prefix_modules",
     "set_trainable",
 ]
+
+
+class NotApplicable(ValueError):
+    """The strategy does not fit the model or the budget; no value of its fields would change that."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+    trains: ClassVar[bool] = True  # False for a reference, which is scored as the model is
 
     @abstractmethod
     def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
@@ -150,7 +156,7 @@ class Strategy(ABC):
         return model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackboneStrategy(Strategy):
     """A strategy that trains something in the backbone, at rates that may depend on the depth.
 

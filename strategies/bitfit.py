@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from strategies.base import BackboneStrategy, Layout
+from strategies.base import BackboneStrategy, Layout, NotApplicable
 
 __all__ = ["BitFit"]
 
@@ -27,7 +27,7 @@ class BitFit(BackboneStrategy):
         """Freeze everything but the biases and the head.
 
         Raises:
-            ValueError: the backbone has no such parameter.
+            NotApplicable: the backbone has no such parameter.
         """
         found = False
         for name, parameter in model.named_parameters():
@@ -37,5 +37,5 @@ class BitFit(BackboneStrategy):
             found = found or (chosen and not layout.is_head(name))
         if not found:
             hint = "" if self.norms else "; norms=true trains the scales of its norms"
-            raise ValueError(f"bitfit: the backbone has no biases{hint}")
+            raise NotApplicable(f"the backbone has no biases{hint}")
         return model

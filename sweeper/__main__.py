@@ -19,9 +19,11 @@ __all__ = ["main"]
 
 COMMANDS = {
     "sweep": "one study, its finals and its comparison's report (the default)",
-    "compare": "a study for each of strategy=a,b,c (default: all), with equal budgets, and one report",
+    "compare": "a study for each of strategy=a,b,c, or all (default: frozen,lora,partial,full), and one report",
     "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest)",
 }
+#: What ``compare`` runs where no strategy is named: the steps from the head alone to everything.
+COMPARED = ("frozen", "lora", "partial", "full")
 ALL = "all"
 _CONFIG_DIR = ("--config-dir", "-cd")
 
@@ -32,7 +34,7 @@ def main() -> None:
     try:
         command, arguments = _split(sys.argv[1:])
         flags, overrides, extra_dir = _parse(arguments)
-        names = _strategies(overrides, extra_dir) if command == "compare" else []
+        names, everything = _strategies(overrides, extra_dir) if command == "compare" else ([], False)
         variants = (
             for_strategies(_without_strategy(overrides), names, config_dir(), extra_dir) if names else [overrides]
         )
@@ -47,7 +49,7 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def task(config: Config) -> None:
         try:
-            _dispatch(command, config, variants if names else [], full_command)
+            _dispatch(command, config, variants if names else [], full_command, everything)
         except ThawlineError as error:
             _fail(error)
 
@@ -58,7 +60,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _dispatch(command: str, config: Config, variants: list[list[str]], full_command: str) -> None:
+def _dispatch(command: str, config: Config, variants: list[list[str]], full_command: str, everything: bool) -> None:
     from sweeper import commands  # imports pandas and the like, which --help and completion do without
 
     if command == "report":
@@ -67,7 +69,7 @@ def _dispatch(command: str, config: Config, variants: list[list[str]], full_comm
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
         full_command = shlex.join(["python", "-m", "sweeper", "sweep", *HydraConfig.get().overrides.task])
     configs = [cast(Config, compose("config", overrides=variant)) for variant in variants] or [config]
-    commands.run(configs, full_command)
+    commands.run(configs, full_command, skip_inapplicable=everything)
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:
@@ -98,15 +100,16 @@ def _without_strategy(overrides: list[str]) -> list[str]:
     return [item for item in overrides if not item.startswith("strategy=")]
 
 
-def _strategies(overrides: list[str], extra_dir: str | None) -> list[str]:
+def _strategies(overrides: list[str], extra_dir: str | None) -> tuple[list[str], bool]:
+    """The strategies to compare, and whether all of them were asked for."""
     folders = [config_dir(), *([Path(extra_dir)] if extra_dir else [])]
     available = sorted({path.stem for folder in folders for path in (folder / "strategy").glob("*.yaml")})
     given = [item for item in overrides if item.startswith("strategy=")]
-    names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else [ALL]
+    names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else COMPARED
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         raise ConfigError(f"strategy= names none: allowed: {ALL}, {', '.join(available)}")
-    return available if names == [ALL] else names
+    return (available, True) if names == [ALL] else (names, False)
 
 
 def _check(variants: list[list[str]], extra_dir: str | None) -> None:

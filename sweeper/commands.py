@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,24 +19,29 @@ from sweeper.config import Config
 __all__ = ["report", "run"]
 
 
-def run(configs: Sequence[Config], command: str) -> None:
+def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = False) -> None:
     """Run a study for each configuration and write one report over them.
 
     Args:
         configs: composed configurations that differ in their strategy only.
         command: the command line that reproduces them.
+        skip_inapplicable: leave out strategies that do not fit the model.
 
     Raises:
         ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, once the report of
             the others is written.
     """
+    # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from sweeper.comparison import run_comparison  # imports torch, which rebuilding a report does without
 
     config, console = configs[0], Console()
-    outcome = run_comparison(configs, command, _tracking_uri(config), console)
+    outcome = run_comparison(configs, command, _tracking_uri(config), console, skip_inapplicable=skip_inapplicable)
     if outcome is None:
         return
-    if len(outcome.failures) < len(configs):
+    if outcome.studies == 0:
+        console.print("Nothing is trained: name another strategy beside it to compare.", highlight=False)
+    elif len(outcome.failures) < outcome.studies:
         _print_report(_build_report(config, outcome.comparison), config, console)
     for failure in outcome.failures:
         raise failure
@@ -73,7 +79,7 @@ def _print_report(report: Report, config: Config, console: Console) -> None:
     console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
 
 
-_FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF + LR"}
+_FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF + LR", "zero_shot": "zero-shot"}
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,14 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
+from strategies import NotApplicable, ZeroShot
 from sweeper import schema
 from sweeper.assets import fetch
 from sweeper.config import Config, check, effective_pooling, natural_direction
 from sweeper.data import TextDataset, load_dataset
-from sweeper.data.floors import NUMBER_OF_FLOORS, floors
+from sweeper.data.floors import NUMBER_OF_FLOORS, FloorResult, floors, score_floor
 from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate
 from sweeper.interruption import Interrupted
+from sweeper.models.zero_shot import zero_shot
 from sweeper.objective import Task, predictions_table
 from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
@@ -38,22 +41,27 @@ __all__ = ["run_comparison"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison came to: its name, and the errors of the studies that did not finish."""
+    """What a comparison came to: its name, its studies, and the errors of those that did not finish."""
 
     comparison: str
+    studies: int
     failures: list[StudyError]
 
 
-def run_comparison(configs: Sequence[Config], command: str, tracking_uri: str, console: Console) -> Outcome | None:
+def run_comparison(
+    configs: Sequence[Config], command: str, tracking_uri: str, console: Console, *, skip_inapplicable: bool = False
+) -> Outcome | None:
     """Run a study for each configuration, all validated before the first trial.
 
     A study that fails does not keep the others from running. A dry run prints what would be done and returns None.
+    A strategy that trains nothing is scored once, beside the floors.
 
     Args:
         configs: composed configurations that differ in their strategy only.
         command: the command line that reproduces them.
         tracking_uri: of MLflow.
         console: where to write.
+        skip_inapplicable: leave out, with a note, strategies that do not fit the model or the number of epochs.
 
     Raises:
         ConfigError: every mistake of every configuration.
@@ -64,10 +72,19 @@ def run_comparison(configs: Sequence[Config], command: str, tracking_uri: str, c
     config = configs[0]
     specs = _validate(configs)
     task = _load(config, console)
-    _check_model(task, specs)
-    plans = [make_plan(item, spec, task, command) for item, spec in zip(configs, specs, strict=True)]
+    misfits = _check_model(task, configs, specs)
+    if misfits and not skip_inapplicable:
+        raise ConfigError(list(misfits.values()), "Leave out what does not fit, or choose another model.")
+    for message in misfits.values():
+        console.print(f"[yellow]left out:[/yellow] {message}", highlight=False)
+    plans = [
+        make_plan(item, spec, task, command)
+        for item, spec in zip(configs, specs, strict=True)
+        if spec.cls.name not in misfits
+    ]
+    studies = [plan for plan in plans if plan.spec.cls.trains]
     if config.dry_run:
-        _print_dry_run(configs, plans, task, console)
+        _print_dry_run(configs, studies, task, console)
         return None
 
     output_dir = Path(config.output_dir)
@@ -78,6 +95,9 @@ def run_comparison(configs: Sequence[Config], command: str, tracking_uri: str, c
         storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         _log_floors(plans[0], task.dataset, tracker, progress)
         for plan in plans:
+            if not plan.spec.cls.trains:
+                _log_reference(plan, config, task, tracker, progress)
+        for plan in studies:
             already = min(_finished_trials(plan, storage), plan.n_trials)
             progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, task.settings.epochs, already)
             try:
@@ -91,7 +111,7 @@ def run_comparison(configs: Sequence[Config], command: str, tracking_uri: str, c
                     f"stopped by {interrupted}; every run is closed and nothing finished is lost",
                     "The same command continues where this one stopped.",
                 ) from None
-    return Outcome(plans[0].comparison, failures)
+    return Outcome(plans[0].comparison, len(studies), failures)
 
 
 # --- before the first trial --------------------------------------------------------------------------------------
@@ -139,7 +159,6 @@ def _load(config: Config, console: Console) -> Task:
     )
     for warning in dataset.summary.get("warnings", []):
         console.print(f"[yellow]data:[/yellow] {warning}", highlight=False)
-    source: str | Path = fetch(model.name) if model.source == "asset" else str(model.path or model.name)
     trainer = config.trainer
     settings = TrainerSettings(
         epochs=trainer.epochs,
@@ -157,7 +176,7 @@ def _load(config: Config, console: Console) -> Task:
     )
     return Task.load(
         dataset,
-        source,
+        _source(config),
         head=model.head,
         pooling=effective_pooling(model),
         revision=model.revision,
@@ -166,17 +185,46 @@ def _load(config: Config, console: Console) -> Task:
     )
 
 
-def _check_model(task: Task, specs: Sequence[StrategySpec]) -> None:
-    """Prepare the model at both ends of each search space, so that no trial fails on a rank or a depth."""
-    problems = []
-    for spec in specs:
+def _source(config: Config) -> str | Path:
+    """Where the weights are: a folder, or a name on the hub."""
+    model = config.model
+    return fetch(model.name) if model.source == "asset" else str(model.path or model.name)
+
+
+def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[StrategySpec]) -> dict[str, str]:
+    """Prepare the model at both ends of each search space, so that no trial fails on a rank or a depth.
+
+    Returns:
+        Why strategies do not apply here, by their names.
+
+    Raises:
+        ConfigError: a value that does not fit the model.
+    """
+    problems: list[str] = []
+    misfits: dict[str, str] = {}
+    for config, spec in zip(configs, specs, strict=True):
+        if not spec.cls.trains:
+            problems += _check_descriptions(config, task.dataset)
+            continue
         for corner in spec.corners():
             try:
                 task.prepare(spec.build(corner)[0], seed=0)
+            except NotApplicable as error:
+                misfits[spec.cls.name] = f"strategy={spec.cls.name}: {error}"
             except (TypeError, ValueError) as error:
                 problems.append(f"strategy={spec.cls.name}: {error}")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), "Change strategy.* or strategy.search_space.* accordingly.")
+    return misfits
+
+
+def _check_descriptions(config: Config, dataset: TextDataset) -> list[str]:
+    given = config.dataset.label_descriptions
+    if given is None or set(given) == set(dataset.label_names):
+        return []
+    return [
+        f"dataset.label_descriptions has {', '.join(given)}: must have {', '.join(dataset.label_names)}, or be null"
+    ]
 
 
 def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task, console: Console) -> None:
@@ -231,20 +279,54 @@ def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Pr
     progress.note("Scoring the floors: majority class, TF-IDF + logistic regression ...")
     tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
     for floor in floors(dataset):
-        params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
-        run_id = tracker.start(
-            schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name}
+        _log_floor(plan, floor, tags, dataset, tracker)
+
+
+def _log_floor(plan: Plan, floor: FloorResult, tags: Mapping[str, str], dataset: TextDataset, tracker: Tracker) -> None:
+    params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
+    run_id = tracker.start(schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name})
+    predictions = predictions_table(dataset.test, floor.predictions, floor.probabilities)
+    tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
+    metrics = {
+        schema.VALIDATION_ACCURACY: floor.validation_accuracy,
+        schema.TEST_ACCURACY: floor.test_accuracy,
+        schema.TEST_MACRO_F1: floor.test_macro_f1,
+        schema.TRAINABLE_PARAMS: floor.trainable_params,
+        schema.TRAIN_SECONDS: floor.seconds,
+    }
+    tracker.finish(run_id, schema.STATE_COMPLETE, metrics=metrics)
+
+
+def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, progress: Progress) -> None:
+    """Score a strategy that trains nothing, once, as a floor of its comparison."""
+    if tracker.find({schema.TAG_STUDY: plan.study, schema.TAG_STATE: schema.STATE_COMPLETE}):
+        return
+    for stale in tracker.open_runs(plan.study):
+        tracker.finish(stale, schema.STATE_INTERRUPTED, reason="its process ended")
+    progress.note(f"Scoring {plan.strategy} ...")
+    started = time.perf_counter()
+    dataset = task.dataset
+    given = config.dataset.label_descriptions or {name: name for name in dataset.label_names}
+    template = cast(ZeroShot, plan.spec.build({})[0]).template
+    validation, test = (
+        zero_shot(
+            _source(config),
+            split.texts,
+            [template.format(given[name]) for name in dataset.label_names],
+            modality=config.model.modality,
+            pooling=effective_pooling(config.model),
+            max_length=config.dataset.max_length,
+            revision=config.model.revision,
         )
-        predictions = predictions_table(dataset.test, floor.predictions, floor.probabilities)
-        tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
-        metrics = {
-            schema.VALIDATION_ACCURACY: floor.validation_accuracy,
-            schema.TEST_ACCURACY: floor.test_accuracy,
-            schema.TEST_MACRO_F1: floor.test_macro_f1,
-            schema.TRAINABLE_PARAMS: floor.trainable_params,
-            schema.TRAIN_SECONDS: floor.seconds,
-        }
-        tracker.finish(run_id, schema.STATE_COMPLETE, metrics=metrics)
+        for split in (dataset.validation, dataset.test)
+    )
+    right = validation.argmax(-1).numpy() == dataset.validation.labels
+    probabilities, predictions = test.max(-1)
+    result = score_floor(
+        plan.strategy, dataset, float(right.mean()), 0, started, predictions.numpy(), probabilities.numpy()
+    )
+    _log_floor(plan, result, plan.tags, dataset, tracker)
+    progress.note(f"{plan.strategy}: test accuracy {result.test_accuracy:.4f}")
 
 
 def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:

@@ -52,6 +52,7 @@ class DatasetConfig:
     test_size: int | None = None  # examples that finals are scored on; null = all
     seed: int = 42  # of the stratified sub-samples
     max_length: int = 128  # tokens; longer texts are cut
+    label_descriptions: dict[str, str] | None = None  # label -> a sentence for zero_shot; null = the labels' names
 
 
 @dataclass

@@ -12,7 +12,7 @@ from sweeper import schema
 from sweeper.data.tokenize import TokenizedSplit
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
-from sweeper.training.trainer import EVAL_BATCH_SIZE
+from sweeper.training.trainer import EVAL_BATCH_SIZE, stage_epochs
 
 __all__ = ["Estimate", "estimate"]
 
@@ -44,31 +44,42 @@ def estimate(task: Task, spec: StrategySpec, n_trials: int, final_seeds: int) ->
         n_trials: trials of the study.
         final_seeds: finals of the study.
     """
-    low, high = (task.prepare(spec.build(corner)[0], seed=0)[1] for corner in spec.corners())
+    lowest, highest = spec.corners()
+    low, high = (task.prepare(spec.build(corner)[0], seed=0)[1] for corner in (lowest, highest))
+    # The lowest rate: the highest may diverge, and the time is the same.
+    timed = {**highest, **{key: value for key, value in lowest.items() if key == LEARNING_RATE}}
+    stages = spec.build(timed)[0].stages(task.pretrained.layout)
     batch = task.settings.batch_size * task.settings.gradient_accumulation_steps
     train = _spread(task.train, batch * TIMED_STEPS)
     validation = _spread(task.validation, EVAL_BATCH_SIZE * 2)
+    settings = replace(task.settings, epochs=len(stages), early_stopping_patience=0)
     marks: list[float] = []
-    short = replace(task, settings=replace(task.settings, epochs=1), train=train, validation=validation)
-    lowest, highest = spec.corners()
-    # The lowest rate: the highest may diverge, and the time is the same.
-    timed = {**highest, **{key: value for key, value in lowest.items() if key == LEARNING_RATE}}
-    short.run(spec, timed, seed=0, on_step=lambda: marks.append(time.perf_counter()))
-    steps = [after - before for before, after in itertools.pairwise(marks)]
-    train_steps = max(1, math.ceil(len(train) / batch) - 1)
-    timed_train = steps[min(WARM_UP_STEPS, train_steps - 1) : train_steps] or steps
-    timed_evaluation = steps[train_steps:] or timed_train
-    evaluation_step = statistics.median(timed_evaluation)
-    epoch = statistics.median(timed_train) * math.ceil(len(task.train) / batch)
-    epoch += evaluation_step * math.ceil(len(task.validation) / EVAL_BATCH_SIZE)
+    replace(task, settings=settings, train=train, validation=validation).run(
+        spec, timed, seed=0, on_step=lambda: marks.append(time.perf_counter())
+    )
+    train_steps = math.ceil(len(train) / batch)
+    evaluation_step = math.inf
+    seconds = 0.0  # of one run
+    for of_stage, epochs in zip(_cut(marks, len(stages)), stage_epochs(stages, task.settings.epochs), strict=True):
+        steps = [after - before for before, after in itertools.pairwise(of_stage)]
+        timed_train = steps[min(WARM_UP_STEPS, train_steps - 2) : train_steps - 1] or steps
+        evaluation_step = min(evaluation_step, statistics.median(steps[train_steps - 1 :] or timed_train))
+        seconds += epochs * statistics.median(timed_train) * math.ceil(len(task.train) / batch)
+    seconds += task.settings.epochs * evaluation_step * math.ceil(len(task.validation) / EVAL_BATCH_SIZE)
     test = evaluation_step * math.ceil(len(task.test) / EVAL_BATCH_SIZE)
     runs = n_trials + final_seeds
     trainable = sorted((int(low[schema.TRAINABLE_PARAMS]), int(high[schema.TRAINABLE_PARAMS])))
     return Estimate(
         (trainable[0], trainable[1]),
         int(high[schema.TOTAL_PARAMS]),
-        runs * task.settings.epochs * epoch + final_seeds * test,
+        runs * seconds + final_seeds * test,
     )
+
+
+def _cut(marks: list[float], parts: int) -> list[list[float]]:
+    """The marks of each stage, of which there are equally many."""
+    size = len(marks) // parts
+    return [marks[part * size : (part + 1) * size] for part in range(parts)]
 
 
 def _spread(split: TokenizedSplit, size: int) -> TokenizedSplit:

@@ -16,13 +16,13 @@ from sklearn.metrics import f1_score
 from torch import nn
 from transformers import DataCollatorWithPadding, set_seed
 
-from strategies import Strategy, count_parameters
+from strategies import Stage, Strategy, count_parameters, enter_stage
 from sweeper import schema
 from sweeper.data import TextDataset, TextSplit
 from sweeper.data.tokenize import TokenizedSplit, tokenize
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
-from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit
+from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit, stage_epochs
 
 __all__ = ["Run", "Task", "TestScores", "derive_seed", "predictions_table"]
 
@@ -101,18 +101,30 @@ class Task:
         """A fresh model as the strategy wants it, and its sizes by the names of the schema.
 
         Raises:
-            ValueError: the strategy does not fit the model.
+            ValueError: the strategy does not fit the model, or has more stages than there are epochs.
         """
         set_seed(seed)
-        model = strategy.prepare(self.pretrained.fresh(seed), self.pretrained.layout)
-        counts = count_parameters(model, self.pretrained.layout)
+        layout = self.pretrained.layout
+        model = strategy.prepare(self.pretrained.fresh(seed), layout)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        stored = count_parameters(model, layout)["stored_bytes"]
+        stages = strategy.stages(layout)
+        epochs = stage_epochs(stages, self.settings.epochs)
+        counts = []
+        for stage in stages:
+            enter_stage(model, stage, trained)
+            counts.append(count_parameters(model, layout))
+        enter_stage(model, Stage(), trained)
+        peak = max(counts, key=lambda count: count["trainable"])
+        over_epochs = sum(count["trainable"] * part for count, part in zip(counts, epochs, strict=True))
         return model, {
-            schema.TRAINABLE_PARAMS: counts["trainable"],
-            schema.TRAINABLE_PARAMS_HEAD: counts["head"],
-            schema.TRAINABLE_PARAMS_BACKBONE: counts["backbone"],
-            schema.TOTAL_PARAMS: counts["total"],
-            schema.TRAINABLE_PCT: 100 * counts["trainable"] / counts["total"],
-            schema.STORED_BYTES: counts["stored_bytes"],
+            schema.TRAINABLE_PARAMS: peak["trainable"],
+            schema.TRAINABLE_PARAMS_MEAN: over_epochs / sum(epochs),
+            schema.TRAINABLE_PARAMS_HEAD: peak["head"],
+            schema.TRAINABLE_PARAMS_BACKBONE: peak["backbone"],
+            schema.TOTAL_PARAMS: peak["total"],
+            schema.TRAINABLE_PCT: 100 * peak["trainable"] / peak["total"],
+            schema.STORED_BYTES: stored,
         }
 
     def run(

@@ -93,7 +93,10 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["trainer"]["precision"] = task.settings.precision
     measured["model"] = {key: value for key, value in measured["model"].items() if key != "path"}
     measured["model"]["pooling"] = effective_pooling(config.model)
+    descriptions = measured["dataset"].pop("label_descriptions")
     strategy = measured.pop("strategy")
+    if not spec.cls.trains:
+        strategy["label_descriptions"] = descriptions
     shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
     model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
     prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"

@@ -68,7 +68,8 @@ BEST_VALIDATION_ACCURACY: Final = "best_validation_accuracy"
 BEST_VALIDATION_MACRO_F1: Final = "best_validation_macro_f1"
 BEST_VALIDATION_LOSS: Final = "best_validation_loss"
 EPOCHS_RUN: Final = "epochs_run"
-TRAINABLE_PARAMS: Final = "trainable_params"
+TRAINABLE_PARAMS: Final = "trainable_params"  # of the stage that trains the most
+TRAINABLE_PARAMS_MEAN: Final = "trainable_params_mean"  # over the epochs of all stages
 TRAINABLE_PARAMS_HEAD: Final = "trainable_params_head"
 TRAINABLE_PARAMS_BACKBONE: Final = "trainable_params_backbone"
 TOTAL_PARAMS: Final = "total_params"
@@ -78,6 +79,7 @@ PEAK_MEMORY_MB: Final = "peak_memory_mb"
 STORED_BYTES: Final = "stored_bytes"  # what has to be stored to restore what was trained
 SIZE_METRICS: Final = (
     TRAINABLE_PARAMS,
+    TRAINABLE_PARAMS_MEAN,
     TRAINABLE_PARAMS_HEAD,
     TRAINABLE_PARAMS_BACKBONE,
     TOTAL_PARAMS,
@@ -115,7 +117,8 @@ PARAM_POOLING: Final = "pooling"
 PARAM_METRIC: Final = "metric"  # study: what trials are chosen by, e.g. validation_accuracy
 PARAM_SAMPLER: Final = "sampler"
 PARAM_PRUNER: Final = "pruner"
-PARAM_FLOOR: Final = "floor"  # floor runs: majority | tfidf_logreg
+PARAM_FLOOR: Final = "floor"  # floor runs: majority | tfidf_logreg | zero_shot
+ZERO_SHOT: Final = "zero_shot"  # the strategy that trains nothing is recorded as a floor
 #: Swept values are params named by the field alone: ``learning_rate``, ``rank``, ``alpha_ratio``, ``num_blocks``.
 #: The study's param ``searched`` holds their names, separated by commas.
 PARAM_SEARCHED: Final = "searched"

@@ -37,13 +37,13 @@ class StrategySpec:
     space: dict[str, BaseDistribution]
 
     def build(self, searched: Mapping[str, Any]) -> tuple[Strategy, float]:
-        """The strategy and the learning rate of one configuration.
+        """The strategy and the learning rate of one configuration; 0 for a strategy that trains nothing.
 
         Raises:
             ValueError: a value that the strategy does not allow.
         """
         values = {**self.fixed, **searched}
-        rate = float(values.pop(LEARNING_RATE))
+        rate = float(values.pop(LEARNING_RATE, 0.0))
         return self.cls(**values), rate
 
     def corners(self) -> list[dict[str, Any]]:
@@ -93,7 +93,9 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
     for key, value in fixed.items():
         if key in searchable and (mistake := _type_mistake(value, searchable[key])):
             problems.append(f"strategy.{key}={value}: {mistake}")
-    if LEARNING_RATE not in fixed and LEARNING_RATE not in declared:
+    if not cls.trains and (searched := [*declared, *({LEARNING_RATE} & set(fixed))]):
+        problems.append(f"strategy={name} trains nothing: {', '.join(searched)} cannot be set or searched")
+    if cls.trains and LEARNING_RATE not in fixed and LEARNING_RATE not in declared:
         problems.append("no learning rate: set trainer.learning_rate, or strategy.search_space.learning_rate")
     unset = [f.name for f in fields(cls) if f.default is MISSING and f.name not in {*fixed, *declared}]
     problems += [f"strategy.{key} has no value: set it, or strategy.search_space.{key}" for key in unset]
@@ -114,7 +116,7 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
         except ValueError as error:
             problems.append(f"strategy={name}: {error}")
         else:
-            if rate <= 0:
+            if rate <= 0 and cls.trains:
                 problems.append(f"strategy={name}: learning_rate={rate}: must be above 0")
     return (None if problems else spec), list(dict.fromkeys(problems))
 
@@ -133,9 +135,16 @@ def _joined(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
+def _is_whole(kind: Any) -> bool:
+    kinds = get_args(kind) or (kind,)
+    return int in kinds and float not in kinds
+
+
 def _type_mistake(value: Any, kind: Any) -> str:
     kinds = get_args(kind) or (kind,)
-    if int in kinds and float not in kinds:
+    if bool in kinds:
+        return "" if isinstance(value, bool) else "must be true or false"
+    if _is_whole(kind):
         return "" if isinstance(value, int) and not isinstance(value, bool) else "must be a whole number"
     if float in kinds:
         return "" if isinstance(value, int | float) and not isinstance(value, bool) else "must be a number"
@@ -168,10 +177,10 @@ def _distribution(where: str, bounds: Any, kind: Any) -> tuple[BaseDistribution 
         return None, [f"{where}: low={low} must be above 0 where log=true"]
     if log and step is not None:
         return None, [f"{where}: step={step} and log=true exclude each other"]
-    if kind is int and not all(float(value).is_integer() for value in (low, high, step or 1)):
+    if _is_whole(kind) and not all(float(value).is_integer() for value in (low, high, step or 1)):
         return None, [f"{where}: low, high and step must be whole numbers"]
     try:
-        if kind is int:
+        if _is_whole(kind):
             return IntDistribution(int(low), int(high), log=log, step=int(step or 1)), []
         return FloatDistribution(float(low), float(high), log=log, step=None if step is None else float(step)), []
     except ValueError as error:

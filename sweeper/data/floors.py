@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from sweeper.data.text import TextDataset
 
-__all__ = ["MAJORITY", "NUMBER_OF_FLOORS", "REGULARISATION", "TFIDF_LOGREG", "FloorResult", "floors"]
+__all__ = ["MAJORITY", "NUMBER_OF_FLOORS", "REGULARISATION", "TFIDF_LOGREG", "FloorResult", "floors", "score_floor"]
 
 NUMBER_OF_FLOORS: Final = 2
 MAJORITY: Final = "majority"
@@ -31,7 +31,7 @@ class FloorResult:
     """One floor, fitted on train, chosen on validation and scored once on test.
 
     Attributes:
-        name: ``majority`` or ``tfidf_logreg``.
+        name: ``majority``, ``tfidf_logreg`` or the name of a strategy that trains nothing.
         validation_accuracy: share of validation rows that are right.
         test_accuracy: share of test rows that are right.
         test_macro_f1: unweighted mean of the F1 of each class on test; a class that is never predicted has 0.
@@ -63,7 +63,7 @@ def _majority(dataset: TextDataset) -> FloorResult:
     label = int(counts.argmax())
     predictions = np.full(len(dataset.test), label, dtype=np.int64)
     probabilities = np.full(len(dataset.test), counts[label] / counts.sum())
-    return _result(
+    return score_floor(
         MAJORITY, dataset, float((dataset.validation.labels == label).mean()), 0, start, predictions, probabilities
     )
 
@@ -90,10 +90,10 @@ def _tfidf_logreg(dataset: TextDataset) -> FloorResult:
     predictions = best.classes_[columns].astype(np.int64)
     probabilities = chances[np.arange(len(columns)), columns]
     params = int(best.coef_.size + best.intercept_.size)
-    return _result(TFIDF_LOGREG, dataset, best_accuracy, params, start, predictions, probabilities)
+    return score_floor(TFIDF_LOGREG, dataset, best_accuracy, params, start, predictions, probabilities)
 
 
-def _result(
+def score_floor(
     name: str,
     dataset: TextDataset,
     validation_accuracy: float,
@@ -102,7 +102,7 @@ def _result(
     predictions: np.ndarray,
     probabilities: np.ndarray,
 ) -> FloorResult:
-    """Score the test predictions."""
+    """The result of one floor from its predictions for the test split; ``start`` is a ``time.perf_counter()``."""
     labels = dataset.test.labels
     classes = list(range(len(dataset.label_names)))
     return FloorResult(

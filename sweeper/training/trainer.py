@@ -6,7 +6,8 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 from sklearn.metrics import f1_score
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from strategies import Layout, Strategy, prefix_modules
+from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
 
-__all__ = ["Diverged", "EpochRecord", "FitResult", "TrainerSettings", "fit", "resolve_precision"]
+__all__ = ["Diverged", "EpochRecord", "FitResult", "TrainerSettings", "fit", "resolve_precision", "stage_epochs"]
 
 EVAL_BATCH_SIZE = 64
 Items = Sequence[Mapping[str, Any]]
@@ -106,11 +108,12 @@ def fit(
     on_epoch: Callable[[EpochRecord], None],
     on_step: Callable[[], None],
 ) -> FitResult:
-    """Train what ``strategy`` left trainable in a prepared model, with warm-up, linear decay and clipping.
+    """Train what ``strategy`` left trainable in a prepared model, stage by stage.
 
-    After each epoch the validation split is scored and ``on_epoch`` called; the epoch with the best
-    ``settings.metric`` is kept. Blocks below the boundary run in eval mode, so that what they compute for an example
-    never changes.
+    Each stage has an optimiser, a warm-up and a linear decay of its own; early stopping ends the stage. After each
+    epoch the validation split is scored and ``on_epoch`` called; the epoch with the best ``settings.metric`` of all
+    stages is kept. Blocks below the boundary run in eval mode, so that what they compute for an example never changes,
+    and so do batch norms whose scale does not train.
 
     Args:
         model: prepared by ``strategy.prepare``.
@@ -127,25 +130,35 @@ def fit(
 
     Raises:
         Diverged: a loss is not finite.
+        NotApplicable: fewer epochs than the strategy has stages.
     """
     set_seed(seed)
-    groups = strategy.param_groups(model, layout, learning_rate, settings.weight_decay)
-    _keep_in_eval_mode(model, prefix_modules(model, layout))
-    recorder = _EpochRecorder(settings, len(train), on_epoch, on_step)
-    trainer = _StrategyTrainer(
-        model=model,
-        args=_arguments(settings, learning_rate, seed),
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=collate,
-        compute_metrics=_scores,
-        callbacks=[recorder],
-        groups=groups,
-    )
-    trainer.remove_callback(PrinterCallback)
+    trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    recorder = _EpochRecorder(settings, len(train), trained, on_epoch, on_step)
+    stages = strategy.stages(layout)
+    order = torch.Generator().manual_seed(seed)
     _reset_peak_memory()
     started = time.perf_counter()
-    trainer.train()
+    for stage, epochs in zip(stages, stage_epochs(stages, settings.epochs), strict=True):
+        enter_stage(model, stage, trained)
+        rate = learning_rate * stage.learning_rate_factor
+        first_epoch = len(recorder.history)
+        trainer = _StrategyTrainer(
+            model=model,
+            # The seeds go on where a single stage's would: epoch k has the same order and dropout in every strategy.
+            args=_arguments(settings, epochs, rate, seed + first_epoch),
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=collate,
+            compute_metrics=_scores,
+            callbacks=[recorder],
+            groups=strategy.param_groups(model, layout, rate, settings.weight_decay),
+            order=order,
+        )
+        trainer.remove_callback(PrinterCallback)
+        with _in_eval_mode(model, [*prefix_modules(model, layout), *_frozen_batch_norms(model)]):
+            trainer.train()
+    enter_stage(model, Stage(), trained)
     recorder.restore_best(model)
     return FitResult(
         best=recorder.best,
@@ -156,12 +169,31 @@ def fit(
     )
 
 
+def stage_epochs(stages: Sequence[Stage], epochs: int) -> list[int]:
+    """Divide whole epochs by the stages' shares (largest remainders), at least one each.
+
+    Raises:
+        NotApplicable: there are fewer epochs than stages.
+    """
+    if epochs < len(stages):
+        raise NotApplicable(f"trainer.epochs={epochs}: must be at least {len(stages)}, one for each stage")
+    total = sum(stage.share for stage in stages)
+    exact = [stage.share / total * epochs for stage in stages]
+    whole = [max(1, int(value)) for value in exact]
+    while sum(whole) != epochs:
+        step = 1 if sum(whole) < epochs else -1
+        movable = [index for index in range(len(stages)) if whole[index] + step >= 1]
+        whole[max(movable, key=lambda index: step * (exact[index] - whole[index]))] += step
+    return whole
+
+
 class _StrategyTrainer(Trainer):
     """transformers' Trainer with a strategy's optimiser groups, and the order of examples under control."""
 
-    def __init__(self, *args: Any, groups: list[dict[str, Any]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, groups: list[dict[str, Any]], order: torch.Generator, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups = groups
+        self._order = order
         # Architectures that take loss arguments would otherwise be trusted to divide by the accumulated batches.
         self.model_accepts_loss_kwargs = False
 
@@ -174,7 +206,7 @@ class _StrategyTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             # Its own generator: from the global one dropout draws too, and each strategy another number of times.
-            sampler.generator = torch.Generator().manual_seed(self.args.seed)
+            sampler.generator = self._order
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
@@ -183,18 +215,20 @@ class _StrategyTrainer(Trainer):
 
 
 class _EpochRecorder(TrainerCallback):
-    """Record each epoch, keep the weights of the best one in memory, stop early."""
+    """Record each epoch of all stages, keep the weights of the best one in memory, end a stage early."""
 
     def __init__(
         self,
         settings: TrainerSettings,
         examples: int,
+        trained: Collection[str],
         on_epoch: Callable[[EpochRecord], None],
         on_step: Callable[[], None],
     ) -> None:
         self.history: list[EpochRecord] = []
         self._settings = settings
         self._examples = examples
+        self._trained = trained
         self._on_epoch = on_epoch
         self._on_step = on_step
         self._weights: dict[str, torch.Tensor] = {}
@@ -202,6 +236,7 @@ class _EpochRecorder(TrainerCallback):
         self._epoch_started = 0.0
         self._epoch_seconds = 0.0
         self._waited = 0
+        self._stage_started = 0
 
     @property
     def best(self) -> EpochRecord:
@@ -212,8 +247,12 @@ class _EpochRecorder(TrainerCallback):
     def restore_best(self, model: nn.Module) -> None:
         """Copy the best epoch's weights back into the model."""
         with torch.no_grad():
-            for name, tensor in _trained_state(model).items():
+            for name, tensor in _trained_state(model, self._trained).items():
                 tensor.copy_(self._weights[name])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._waited = 0
+        self._stage_started = len(self.history)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._epoch_started = time.perf_counter()
@@ -246,7 +285,7 @@ class _EpochRecorder(TrainerCallback):
                 raise Diverged(f"{loss} is {value} after epoch {record.epoch}")
         self.history.append(record)
         if self.best is record:
-            state_now = _trained_state(kwargs["model"])
+            state_now = _trained_state(kwargs["model"], self._trained)
             self._weights = {name: tensor.detach().clone() for name, tensor in state_now.items()}
         if self._stops_early(record):
             control.should_training_stop = True
@@ -254,39 +293,50 @@ class _EpochRecorder(TrainerCallback):
 
     def _stops_early(self, record: EpochRecord) -> bool:
         patience, name = self._settings.early_stopping_patience, self._settings.early_stopping_metric
-        if patience == 0 or len(self.history) < 2:
+        earlier = [getattr(other, name) for other in self.history[self._stage_started : -1]]
+        if patience == 0 or not earlier:
             return False
-        earlier = [getattr(other, name) for other in self.history[:-1]]
         value = getattr(record, name)
         improved = value < min(earlier) if name.endswith("loss") else value > max(earlier)
         self._waited = 0 if improved else self._waited + 1
         return self._waited >= patience
 
 
-def _keep_in_eval_mode(model: nn.Module, modules: Sequence[nn.Module]) -> None:
-    """Undo, before each forward pass, the ``train()`` that the Trainer calls before each step."""
+@contextmanager
+def _in_eval_mode(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Undo for these modules, before each forward pass, the ``train()`` that the Trainer calls before each step."""
 
     def undo(*_: object) -> None:
         for module in modules:
             module.eval()
 
-    model.register_forward_pre_hook(undo)
+    handle = model.register_forward_pre_hook(undo)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-def _trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training may change: the trainable parameters and the buffers that a checkpoint holds."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name for name, _ in model.named_parameters()} - trained
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+def _frozen_batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Batch norms that keep the pretrained statistics, because their scale stays pretrained too."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if norm.weight is not None and not norm.weight.requires_grad]
 
 
-def _arguments(settings: TrainerSettings, learning_rate: float, seed: int) -> TrainingArguments:
+def _trained_state(model: nn.Module, trained: Collection[str]) -> dict[str, torch.Tensor]:
+    """What training may change: the parameters that train in any stage, and the buffers."""
+    return {name: parameter for name, parameter in model.named_parameters() if name in trained} | dict(
+        model.named_buffers()
+    )
+
+
+def _arguments(settings: TrainerSettings, epochs: int, learning_rate: float, seed: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=tempfile.gettempdir(),  # nothing is written there: checkpoints are off
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=EVAL_BATCH_SIZE,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        num_train_epochs=settings.epochs,
+        num_train_epochs=epochs,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_ratio,

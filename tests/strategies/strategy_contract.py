@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from strategies import Strategy, boundary, count_parameters, prefix_modules
+from strategies import Scratch, Strategy, boundary, count_parameters, prefix_modules
 from sweeper.models.classifier import Classifier
 from sweeper.models.pretrained import Pretrained
 
@@ -98,9 +98,15 @@ def check_head_always_trains(strategy: Strategy, pretrained: Pretrained) -> None
 
 
 def check_starts_as_the_pretrained_model(strategy: Strategy, pretrained: Pretrained) -> None:
-    """Preparing changes no output: adapters start as the identity."""
+    """Preparing changes no output: adapters start as the identity. Only ``scratch`` starts anew."""
     batch = inputs(pretrained)
-    torch.testing.assert_close(logits(prepared(strategy, pretrained), batch), logits(pretrained.fresh(0), batch))
+    started, pretrained_logits = (
+        logits(model, batch) for model in (prepared(strategy, pretrained, 1), pretrained.fresh(1))
+    )
+    if isinstance(strategy, Scratch):
+        assert not torch.allclose(started, pretrained_logits)
+    else:
+        torch.testing.assert_close(started, pretrained_logits)
 
 
 def check_prefix_computes_the_same_in_training(strategy: Strategy, pretrained: Pretrained) -> None:

@@ -54,7 +54,7 @@ def test_build_joins_fixed_and_searched_values() -> None:
     }
     spec, _ = parse_strategy(raw, None)
     assert spec is not None
-    assert spec.build({"learning_rate": 1e-4, "num_blocks": 3}) == (Partial(3, 10.0), 1e-4)
+    assert spec.build({"learning_rate": 1e-4, "num_blocks": 3}) == (Partial(3, head_lr_multiplier=10.0), 1e-4)
     assert spec.corners() == [{"learning_rate": 1e-5, "num_blocks": 1}, {"learning_rate": 1e-3, "num_blocks": 6}]
 
 

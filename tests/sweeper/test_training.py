@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
 
-from strategies import Frozen, Full, Lora, Strategy
+from strategies import Frozen, Full, Gradual, Layout, Lora, LpFt, Partial, Stage, Strategy
 from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
-from sweeper.training.trainer import Diverged, EpochRecord, TrainerSettings, resolve_precision
+from sweeper.training.trainer import Diverged, EpochRecord, TrainerSettings, resolve_precision, stage_epochs
 
 SETTINGS = TrainerSettings(
     epochs=3,
@@ -94,16 +98,108 @@ def test_accumulation_makes_the_same_effective_batch(task: Task) -> None:
     torch.testing.assert_close(first.model.head.weight, second.model.head.weight, atol=1e-4, rtol=1e-3)
 
 
+@dataclass(frozen=True)
+class WatchedPartial(Partial):
+    """Notes of each block, and of each training step, whether it ran in training mode."""
+
+    name: ClassVar[str] = "watched"
+    seen: ClassVar[list[tuple[int, bool]]] = []
+
+    def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
+        self.seen.clear()
+        for depth, name in enumerate(layout.blocks, start=1):
+            note = functools.partial(self._note, model, depth)
+            model.get_submodule(name).register_forward_hook(note)
+        return super().prepare(model, layout)
+
+    def _note(self, model: nn.Module, depth: int, block: nn.Module, *_: object) -> None:
+        if model.training:
+            self.seen.append((depth, block.training))
+
+
 def test_dropout_below_the_boundary_is_off_and_above_it_on(task: Task) -> None:
-    run = task.run(spec(Frozen), {}, seed=0)
-    run.model.train()
-    batch = {key: torch.tensor([value]) for key, value in task.train.examples[0].items() if key != "labels"}
-    with torch.no_grad():
-        torch.testing.assert_close(run.model(**batch).logits, run.model(**batch).logits, rtol=0, atol=0)
-    full = task.run(spec(Full), {}, seed=0)
-    full.model.train()
-    with torch.no_grad():
-        assert not torch.equal(full.model(**batch).logits, full.model(**batch).logits)
+    task.run(spec(WatchedPartial, num_blocks=1), {}, seed=0)
+    assert set(WatchedPartial.seen) == {(1, False), (2, False), (3, False), (4, True)}
+
+
+@dataclass(frozen=True)
+class WatchedGradual(Gradual):
+    """Notes what trains at the first step of each epoch."""
+
+    name: ClassVar[str] = "watched_gradual"
+    rates: ClassVar[list[dict[str, float]]] = []
+
+    def param_groups(
+        self, model: nn.Module, layout: Layout, learning_rate: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        groups = super().param_groups(model, layout, learning_rate, weight_decay)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.rates.append({names[id(p)]: group["lr"] for group in groups for p in group["params"]})
+        return groups
+
+
+def test_a_gradual_run_unfreezes_stage_by_stage_and_keeps_the_best_epoch_of_all(task: Task) -> None:
+    WatchedGradual.rates.clear()
+    losses: list[float] = []
+    settings = with_settings(task, epochs=5, metric="validation_loss", maximize=False)
+    run = settings.run(
+        spec(WatchedGradual, rate=1e-2, epoch_shares="1,1,3"),
+        {},
+        seed=0,
+        on_epoch=lambda record: losses.append(record.validation_loss),
+    )
+    head, upper, everything = WatchedGradual.rates
+    assert set(head) == {"head.weight", "head.bias"}
+    assert {name.split(".")[3] for name in upper if "layer." in name} == {"2", "3"}
+    assert set(everything) == {name for name, _ in run.model.named_parameters()}
+    for rates, expected in ((head, 1e-2), (upper, 1e-3), (everything, 1e-4)):
+        assert all(rate == pytest.approx(expected) for rate in rates.values())
+    assert [record.epoch for record in run.fit.history] == [1, 2, 3, 4, 5]
+    assert run.fit.best.validation_loss == min(losses)
+    assert run.fit.trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+    sizes = {name: parameter.numel() for name, parameter in run.model.named_parameters()}
+    counts = [sum(sizes[name] for name in stage) for stage in (head, upper, everything)]
+    assert run.sizes["trainable_params"] == counts[2] == sum(sizes.values())
+    assert run.sizes["trainable_params_mean"] == pytest.approx((counts[0] + counts[1] + 3 * counts[2]) / 5)
+
+
+def test_an_early_best_epoch_brings_back_what_later_stages_trained(task: Task) -> None:
+    """The backbone of a run whose best epoch is the probe's is the pretrained one again."""
+    settings = with_settings(task, epochs=2, metric="validation_loss", maximize=False)
+    run = settings.run(spec(LpFt, rate=3e-2, probe_lr_multiplier=0.3), {}, seed=0)
+    assert run.fit.best.epoch == 1, "the test needs a fine-tuning that does harm"
+    pretrained = dict(task.pretrained.model.named_parameters())
+    for name, parameter in run.model.named_parameters():
+        if not name.startswith("head."):
+            torch.testing.assert_close(parameter, pretrained[name], rtol=0, atol=0)
+
+
+def test_early_stopping_ends_a_stage_and_not_the_run(task: Task) -> None:
+    settings = with_settings(task, epochs=8, early_stopping_patience=1, early_stopping_metric="validation_accuracy")
+    run = settings.run(spec(LpFt, rate=1e-12, probe_share=0.5), {}, seed=0)
+    assert len(run.fit.history) == 4  # two of each stage
+
+
+@pytest.mark.parametrize(
+    ("shares", "epochs", "expected"),
+    [
+        ((1,), 3, [3]),
+        ((1, 1, 1), 3, [1, 1, 1]),
+        ((5, 5, 10), 20, [5, 5, 10]),
+        ((5, 5, 10), 3, [1, 1, 1]),
+        ((1, 2), 2, [1, 1]),
+        ((1, 2), 4, [1, 3]),
+        ((0.01, 0.99), 10, [1, 9]),
+        ((1, 1, 10), 6, [1, 1, 4]),
+    ],
+)
+def test_stages_divide_whole_epochs(shares: tuple[float, ...], epochs: int, expected: list[int]) -> None:
+    assert stage_epochs([Stage(share) for share in shares], epochs) == expected
+
+
+def test_fewer_epochs_than_stages_is_an_error(task: Task) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.epochs=2: must be at least 3, one for each stage"):
+        with_settings(task, epochs=2).prepare(Gradual(), seed=0)
 
 
 def test_epochs_are_reported_in_order_and_may_end_the_run(task: Task) -> None:
@@ -156,7 +252,10 @@ def test_mixed_precision_agrees_with_full_precision(task: Task) -> None:
     assert full.model.head.weight.dtype == mixed.model.head.weight.dtype == torch.float32
 
 
-def test_every_strategy_sees_the_examples_in_the_same_order(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length_grouping", [True, False])
+def test_every_strategy_sees_the_examples_in_the_same_order(
+    task: Task, monkeypatch: pytest.MonkeyPatch, length_grouping: bool
+) -> None:
     collate = task._collate()
 
     def batches(cls: type[Strategy]) -> list[list[int]]:
@@ -168,10 +267,10 @@ def test_every_strategy_sees_the_examples_in_the_same_order(task: Task, monkeypa
             return collate(examples)
 
         monkeypatch.setattr(Task, "_collate", lambda self: recording)
-        with_settings(task, epochs=2).run(spec(cls), {}, seed=4)
+        with_settings(task, epochs=2, length_grouping=length_grouping).run(spec(cls), {}, seed=4)
         return seen
 
-    assert batches(Frozen) == batches(Full)
+    assert batches(Frozen) == batches(Full) == batches(LpFt)
 
 
 def test_a_native_heads_loss_does_not_grow_with_accumulation(tiny_checkpoint: Path) -> None:
