@@ -233,3 +233,26 @@ def test_a_model_without_blocks_says_what_it_has() -> None:
     body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     with pytest.raises(ConfigError, match=r"no list of blocks found in Sequential, which has 0 \(Linear\), 1 \(ReLU\)"):
         layout_of(body)
+
+
+class Reading(Block):
+    def forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x + table)
+
+
+class Relative(nn.Module):
+    """Every block reads one table of positions, which nothing has touched before the first block does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Reading(), Reading()])
+        self.table = nn.Embedding(1, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, self.table.weight)
+        return x
+
+
+def test_what_the_first_block_reads_from_outside_is_stem() -> None:
+    assert layout_of(Relative()).stem == ("body.table",)
