@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from sweeper import schema
 from sweeper.data import TextDataset, TextSplit
 from sweeper.data.tokenize import TokenizedSplit, tokenize
 from sweeper.models.additions import WithAdditions
-from sweeper.models.text import PretrainedText, load_text_model
+from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit, stage_epochs
 
@@ -66,7 +65,7 @@ class Task:
     """A pretrained model on a dataset: loaded and tokenised once, shared by all studies of a comparison."""
 
     dataset: TextDataset
-    pretrained: PretrainedText
+    pretrained: Pretrained
     settings: TrainerSettings
     train: TokenizedSplit
     validation: TokenizedSplit
@@ -89,12 +88,12 @@ class Task:
         Raises:
             ConfigError: the model cannot be loaded.
         """
-        pretrained = load_text_model(
-            source, head=head, pooling=pooling, label_names=dataset.label_names, revision=revision
+        pretrained = load_model(
+            source, modality="text", head=head, pooling=pooling, label_names=dataset.label_names, revision=revision
         )
-        limit = min(max_length, pretrained.tokenizer.model_max_length)
+        limit = min(max_length, pretrained.processor.model_max_length)
         tokenized = {
-            name: tokenize(getattr(dataset, name), pretrained.tokenizer, limit, by_length=name != "train")
+            name: tokenize(getattr(dataset, name), pretrained.processor, limit, by_length=name != "train")
             for name in ("train", "validation", "test")
         }
         return cls(dataset, pretrained, settings, **tokenized)
@@ -193,11 +192,7 @@ class Task:
     def save(self, run: Run, folder: Path) -> None:
         """Save a trained model, merged where that is possible, with its tokenizer and label names."""
         model: Any = run.strategy.merge(run.model)
-        model.save_pretrained(folder)
-        tokenizer = copy.deepcopy(self.pretrained.tokenizer)
-        if (room := _room(model)) is not None:  # so that it cuts texts where this model ends
-            tokenizer.model_max_length = min(tokenizer.model_max_length, room)
-        tokenizer.save_pretrained(folder)
+        self.pretrained.save(model, folder, max_length=_room(model))
 
     def _check_length(self, model: nn.Module) -> None:
         """Refuse virtual tokens beside which the longest text has no place.
@@ -216,7 +211,7 @@ class Task:
             )
 
     def _collate(self) -> Callable[[list[Any]], Mapping[str, Any]]:
-        return DataCollatorWithPadding(self.pretrained.tokenizer)
+        return DataCollatorWithPadding(self.pretrained.processor)
 
 
 def _room(model: nn.Module) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,24 +41,15 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real BERT checkpoint on disk, small and random: 4 blocks of width 32, with MiniLM's tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small checkpoint with random weights, by its kind in ``tests/checkpoints.py``; saved once."""
+    from tests.checkpoints import build
 
-    from sweeper.assets import fetch
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return functools.cache(lambda kind: build(kind, folder / kind))
 
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-bert"
-    tokenizer = AutoTokenizer.from_pretrained(fetch("minilm", progress=False))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(checkpoint: Callable[[str], Path]) -> Path:
+    """A BERT of 4 blocks of width 32, with MiniLM's tokenizer."""
+    return checkpoint("bert")

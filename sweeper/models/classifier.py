@@ -1,7 +1,8 @@
-"""A text encoder with a pooling and a head of our choice, as a custom model in the sense of transformers.
+"""A pretrained backbone with a pooling and a head of our choice, as a custom model in the sense of transformers.
 
 This file imports nothing of the project: ``save_pretrained`` copies it beside the weights, so that
-``AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)`` loads a saved model anywhere.
+``AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)``, or
+``AutoModelForImageClassification`` for images, loads a saved model anywhere.
 """
 
 from __future__ import annotations
@@ -11,37 +12,47 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .additions import WithAdditions
 
-__all__ = ["HEADS", "POOLINGS", "TextClassifier", "TextClassifierConfig", "build_head", "pool", "without_pooler"]
+__all__ = ["HEADS", "POOLINGS", "Classifier", "ClassifierConfig", "build_head", "pool", "pooled", "without_pooler"]
 
 HEADS = ("linear", "mlp")
 POOLINGS = ("mean", "first", "max", "native")
 
 
-class TextClassifierConfig(PretrainedConfig):
-    """Configuration of a :class:`TextClassifier`.
+class ClassifierConfig(PretrainedConfig):
+    """Configuration of a :class:`Classifier`.
 
     Args:
-        backbone: the pretrained encoder's own configuration, as a dict with its ``model_type``.
+        backbone: the pretrained model's own configuration, as a dict with its ``model_type``.
         head: ``linear`` or ``mlp``.
-        pooling: how token states become one vector: ``mean`` and ``max`` over the unmasked tokens, ``first`` token,
-            or ``native``, the backbone's own pooler.
+        pooling: how the backbone's output becomes one vector; see :func:`pool`.
+        features: length of that vector.
         adapters: written by :meth:`~sweeper.models.additions.WithAdditions.add_adapters`.
         virtual_tokens: written by :meth:`~sweeper.models.additions.WithAdditions.add_virtual_tokens`.
         kwargs: the usual ones, ``id2label`` and ``label2id`` among them.
     """
 
-    model_type = "thawline-text-classifier"
+    model_type = "thawline-classifier"
 
     def __init__(
         self,
         backbone: dict[str, Any] | None = None,
         head: str = "linear",
         pooling: str = "mean",
+        features: int = 0,
         adapters: dict[str, Any] | None = None,
         virtual_tokens: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -49,26 +60,32 @@ class TextClassifierConfig(PretrainedConfig):
         self.backbone = backbone or {}
         self.head = head
         self.pooling = pooling
+        self.features = features
         self.adapters = adapters
         self.virtual_tokens = virtual_tokens
         super().__init__(**kwargs)
 
 
-class TextClassifier(WithAdditions, PreTrainedModel):
-    """``backbone`` -> pooling -> ``head``: token ids (batch, tokens) to logits (batch, labels)."""
+class Classifier(WithAdditions, PreTrainedModel):
+    """``backbone`` -> pooling -> ``head``: token ids (batch, tokens) or pixels to logits (batch, labels)."""
 
-    config_class = TextClassifierConfig
+    config_class = ClassifierConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss below is a mean over the batch that it is given
 
-    def __init__(self, config: TextClassifierConfig, backbone: PreTrainedModel | None = None) -> None:
+    def __init__(self, config: ClassifierConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if backbone is None:
-            settings = dict(config.backbone)
-            pooler = {} if config.pooling == "native" else without_pooler(settings["model_type"])
-            backbone = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings), **pooler)
+            model_type = config.backbone["model_type"]
+            settings = CONFIG_MAPPING[model_type].from_dict(config.backbone)
+            pooler = {} if config.pooling == "native" else without_pooler(model_type)
+            backbone = AutoModel.from_config(settings, **pooler)
         self.backbone = backbone
-        self.head = build_head(config.head, _hidden_size(backbone.config), len(config.id2label or {}))
+        self.head = build_head(config.head, config.features, len(config.id2label or {}))
+        self.main_input_name = backbone.main_input_name
+        if self.main_input_name == "pixel_values":
+            self._auto_class = "AutoModelForImageClassification"  # instead of the class's own, given below
         self.post_init()
         self.rebuild_additions()  # after post_init, by which the backbone would initialise what lies inside it
 
@@ -80,14 +97,19 @@ class TextClassifier(WithAdditions, PreTrainedModel):
         input_ids: torch.Tensor | None = None,  # (batch, tokens)
         attention_mask: torch.Tensor | None = None,  # (batch, tokens), 1 where there is a token
         token_type_ids: torch.Tensor | None = None,  # (batch, tokens)
+        pixel_values: torch.Tensor | None = None,  # (batch, channels, height, width)
         labels: torch.Tensor | None = None,  # (batch,)
     ) -> SequenceClassifierOutput:
         """Logits (batch, labels), and the cross-entropy against ``labels`` where they are given."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+        }
+        inputs = {name: tensor for name, tensor in given.items() if tensor is not None}
         outputs = self.run_backbone(inputs)
-        logits = self.head(pool(self.config.pooling, outputs, attention_mask))
+        logits = self.head(_pool_outputs(self.backbone, self.config.pooling, outputs, attention_mask))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -107,30 +129,77 @@ def build_head(kind: str, features: int, labels: int) -> nn.Module:
     raise ValueError(f"head={kind!r}: allowed are {', '.join(HEADS)}")
 
 
-def pool(kind: str, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Token states (batch, tokens, features) of the backbone's ``outputs`` to one vector each (batch, features).
+def pooled(backbone: PreTrainedModel, pooling: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Run a backbone and pool its output to one vector each (batch, features).
 
     Raises:
-        ValueError: an unknown ``kind``, or ``native`` with a backbone that has no pooler.
+        ValueError: the pooling is unknown or does not fit what the backbone puts out.
     """
-    states = outputs.last_hidden_state
+    return _pool_outputs(backbone, pooling, backbone(**inputs), inputs.get("attention_mask"))
+
+
+def _pool_outputs(backbone: Any, pooling: str, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    return pool(
+        pooling,
+        outputs.last_hidden_state,
+        native=getattr(outputs, "pooler_output", None),
+        attention_mask=attention_mask,
+        decoder=_is_decoder(backbone.config),
+        channels_last=str(getattr(getattr(backbone, "timm_model", None), "output_fmt", "")) == "NHWC",
+    )
+
+
+def pool(
+    kind: str,
+    states: torch.Tensor,
+    *,
+    native: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    decoder: bool = False,
+    channels_last: bool = False,
+) -> torch.Tensor:
+    """Make one vector of a backbone's output: (batch, features).
+
+    Args:
+        kind: ``mean`` and ``max`` over the unmasked tokens, or over the positions of a map; the ``first`` token; or
+            ``native``, what the backbone itself pools. A decoder without a pooler natively gives its last unmasked
+            token, whichever side the padding is on, as transformers' sequence classifiers do.
+        states: the last hidden state, tokens (batch, tokens, features) or a map (batch, channels, height, width).
+        native: the backbone's own pooled output, (batch, features) or with trailing dimensions of 1.
+        attention_mask: (batch, tokens), 1 where there is a token; None = everywhere.
+        decoder: whether each token sees only those before it.
+        channels_last: whether a map is (batch, height, width, channels).
+
+    Raises:
+        ValueError: an unknown ``kind``, ``first`` for a map, or ``native`` where there is no pooler.
+    """
+    if kind not in POOLINGS:
+        raise ValueError(f"pooling={kind!r}: allowed are {', '.join(POOLINGS)}")
+    if kind == "native" and native is not None:
+        return native.flatten(1)
+    if states.ndim == 4:
+        if kind in ("first", "native"):
+            lacks = "first token" if kind == "first" else "pooler"
+            raise ValueError(
+                f"pooling={kind!r}: this backbone puts out a map, without a {lacks}; allowed are mean, max"
+            )
+        positions = states.flatten(1, 2) if channels_last else states.flatten(2).transpose(1, 2)
+        return positions.mean(1) if kind == "mean" else positions.amax(1)
     if kind == "first":
         return states[:, 0]
+    if attention_mask is None:
+        attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
     if kind == "native":
-        if getattr(outputs, "pooler_output", None) is None:
+        if not decoder:
             raise ValueError("pooling='native': this backbone has no pooler; allowed are mean, first, max")
-        return outputs.pooler_output
-    mask = torch.ones_like(states[..., :1]) if attention_mask is None else attention_mask.unsqueeze(-1)
+        order = torch.arange(states.shape[1], device=states.device)
+        last = (attention_mask.bool() * order).argmax(1)
+        return states[torch.arange(len(states), device=states.device), last]
+    mask = attention_mask.unsqueeze(-1)
     if kind == "mean":
         mask = mask.to(states.dtype)
         return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-    if kind == "max":
-        return states.masked_fill(mask == 0, torch.finfo(states.dtype).min).amax(1)
-    raise ValueError(f"pooling={kind!r}: allowed are {', '.join(POOLINGS)}")
-
-
-def _hidden_size(config: PretrainedConfig) -> int:
-    return int(getattr(config, "hidden_size", None) or config.dim)
+    return states.masked_fill(mask == 0, torch.finfo(states.dtype).min).amax(1)
 
 
 def without_pooler(model_type: str) -> dict[str, Any]:
@@ -140,6 +209,11 @@ def without_pooler(model_type: str) -> dict[str, Any]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in signature(model_class).parameters else {}
 
 
-AutoConfig.register(TextClassifierConfig.model_type, TextClassifierConfig, exist_ok=True)
-TextClassifierConfig.register_for_auto_class()
-TextClassifier.register_for_auto_class("AutoModelForSequenceClassification")
+def _is_decoder(config: PretrainedConfig) -> bool:
+    """Encoders such as BERT can be asked to generate, too; only decoders have no masked language model."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+AutoConfig.register(ClassifierConfig.model_type, ClassifierConfig, exist_ok=True)
+ClassifierConfig.register_for_auto_class()
+Classifier.register_for_auto_class("AutoModelForSequenceClassification")

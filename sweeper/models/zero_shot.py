@@ -87,7 +87,8 @@ def _sentence_vectors(
     def embed(batch: Sequence[str]) -> torch.Tensor:
         tokens = tokenizer(list(batch), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         tokens = tokens.to(model.device)
-        return pool(pooling, model(**tokens), tokens["attention_mask"])
+        states = model(**tokens).last_hidden_state
+        return pool(pooling, states, attention_mask=tokens["attention_mask"])
 
     return _similarity(_in_batches(embed, texts), _in_batches(embed, descriptions))
 

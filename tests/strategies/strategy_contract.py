@@ -1,14 +1,14 @@
-"""The contract of ``strategies/base.py`` as checks; ``test_contract.py`` runs them over every strategy and head."""
+"""The contract of ``strategies/base.py`` as checks; ``test_contract.py`` runs them over every strategy and model."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from strategies import (
-    NotApplicable,
     Prefix,
     Prompt,
     QLora,
@@ -18,10 +18,10 @@ from strategies import (
     count_parameters,
     prefix_modules,
 )
-from sweeper.models.text import PretrainedText
+from sweeper.models.classifier import Classifier
+from sweeper.models.pretrained import Pretrained
 
 __all__ = [
-    "applies",
     "check_groups_partition_the_trainables",
     "check_head_always_trains",
     "check_only_trainables_move",
@@ -33,13 +33,17 @@ __all__ = [
 RATE = 1e-2
 
 
-def inputs(pretrained: PretrainedText) -> dict[str, torch.Tensor]:
-    """A batch of three texts with labels, padded."""
-    batch = pretrained.tokenizer(
-        ["a triumph from the first frame to the last", "dull", "neither good nor bad"],
-        padding=True,
-        return_tensors="pt",
-    )
+def inputs(pretrained: Pretrained) -> dict[str, torch.Tensor]:
+    """A batch of three labelled texts, padded, or of three images of noise."""
+    if pretrained.modality == "text":
+        batch = pretrained.processor(
+            ["a triumph from the first frame to the last", "dull", "neither good nor bad"],
+            padding=True,
+            return_tensors="pt",
+        )
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, (3, 40, 48, 3), dtype=np.uint8)
+        batch = pretrained.processor(list(noise), return_tensors="pt")
     return {**batch, "labels": torch.tensor([1, 0, 1])}
 
 
@@ -50,24 +54,13 @@ def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).logits
 
 
-def prepared(strategy: Strategy, pretrained: PretrainedText, seed: int = 0) -> nn.Module:
+def prepared(strategy: Strategy, pretrained: Pretrained, seed: int = 0) -> nn.Module:
     """A fresh model, prepared."""
     torch.manual_seed(seed)
     return strategy.prepare(pretrained.fresh(seed), pretrained.layout)
 
 
-def applies(strategy: Strategy, pretrained: PretrainedText) -> bool:
-    """Whether the strategy fits the model; ``prepare`` says ``NotApplicable`` where a plain checkpoint cannot do."""
-    try:
-        prepared(strategy, pretrained)
-    except NotApplicable:
-        assert strategy.name in ("adapter", "prompt", "prefix")
-        assert type(pretrained.model).__name__ != "TextClassifier"
-        return False
-    return True
-
-
-def steps(strategy: Strategy, model: Any, pretrained: PretrainedText, number: int = 3) -> None:
+def steps(strategy: Strategy, model: Any, pretrained: Pretrained, number: int = 3) -> None:
     """Train a few steps by the strategy's own groups."""
     optimizer = torch.optim.AdamW(strategy.param_groups(model, pretrained.layout, RATE, 0.01))
     model.train()
@@ -77,7 +70,7 @@ def steps(strategy: Strategy, model: Any, pretrained: PretrainedText, number: in
         optimizer.zero_grad()
 
 
-def check_groups_partition_the_trainables(strategy: Strategy, pretrained: PretrainedText) -> None:
+def check_groups_partition_the_trainables(strategy: Strategy, pretrained: Pretrained) -> None:
     """Each trainable parameter is in exactly one group, and nothing else is in any."""
     model = prepared(strategy, pretrained)
     groups = strategy.param_groups(model, pretrained.layout, RATE, 0.01)
@@ -90,18 +83,19 @@ def check_groups_partition_the_trainables(strategy: Strategy, pretrained: Pretra
     assert all(parameter.numel() == max(parameter.shape) for parameter in undecayed)
 
 
-def check_only_trainables_move(strategy: Strategy, pretrained: PretrainedText) -> None:
+def check_only_trainables_move(strategy: Strategy, pretrained: Pretrained) -> None:
     """After a few steps the trainable parameters differ and all the others are bit for bit the same."""
     model = prepared(strategy, pretrained)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     steps(strategy, model, pretrained)
     for name, parameter in model.named_parameters():
         moved = not torch.equal(parameter, before[name])
-        unused = name.endswith(("word_embeddings.weight", "position_embeddings.weight"))  # they move row by row
+        # Embeddings move row by row; a row that no text of the batch uses does not.
+        unused = name.endswith(("word_embeddings.weight", "position_embeddings.weight", "wte.weight", "wpe.weight"))
         assert moved == parameter.requires_grad or (unused and not moved), name
 
 
-def check_head_always_trains(strategy: Strategy, pretrained: PretrainedText) -> None:
+def check_head_always_trains(strategy: Strategy, pretrained: Pretrained) -> None:
     """Every parameter of the head trains, and is counted as head."""
     model = prepared(strategy, pretrained)
     head = [p for name, p in model.named_parameters() if pretrained.layout.is_head(name)]
@@ -112,7 +106,7 @@ def check_head_always_trains(strategy: Strategy, pretrained: PretrainedText) -> 
     assert counts["trainable"] == counts["head"] + counts["backbone"] <= counts["total"]
 
 
-def check_starts_as_the_pretrained_model(strategy: Strategy, pretrained: PretrainedText) -> None:
+def check_starts_as_the_pretrained_model(strategy: Strategy, pretrained: Pretrained) -> None:
     """Preparing changes no output: adapters start as the identity.
 
     By design ``scratch`` starts anew, ``prompt`` and ``prefix`` change the input, and ``qlora`` starts nearby.
@@ -125,26 +119,28 @@ def check_starts_as_the_pretrained_model(strategy: Strategy, pretrained: Pretrai
         assert started.isfinite().all()
         assert not torch.allclose(started, pretrained_logits)
     elif isinstance(strategy, QLora):
-        torch.testing.assert_close(started, pretrained_logits, atol=0.02, rtol=0.1)
+        nearby = 0.2 * (pretrained_logits.abs().max() + 0.1)
+        torch.testing.assert_close(started, pretrained_logits, atol=float(nearby), rtol=0)
     else:
         torch.testing.assert_close(started, pretrained_logits)
 
 
-def check_prefix_computes_the_same_in_training(strategy: Strategy, pretrained: PretrainedText) -> None:
+def check_prefix_computes_the_same_in_training(strategy: Strategy, pretrained: Pretrained) -> None:
     """The prefix holds no trainable parameter and ends where the first one is."""
     model = prepared(strategy, pretrained)
     prefix = prefix_modules(model, pretrained.layout)
     assert not any(parameter.requires_grad for module in prefix for parameter in module.parameters())
     depth = boundary(model, pretrained.layout)
     if depth < len(pretrained.layout.blocks):
-        block = model.get_submodule(pretrained.layout.blocks[depth])
-        stem = [p for name in pretrained.layout.stem for p in model.get_submodule(name).parameters()]
-        assert any(p.requires_grad for p in (*block.parameters(), *stem))
+        assert any(
+            parameter.requires_grad and pretrained.layout.depth(name) in (0, depth + 1)
+            for name, parameter in model.named_parameters()
+        )
 
 
-def check_save_and_reload_agree(strategy: Strategy, pretrained: PretrainedText, folder: Any) -> None:
+def check_save_and_reload_agree(strategy: Strategy, pretrained: Pretrained, folder: Any) -> None:
     """Merged equals unmerged, and what transformers reloads gives the same logits and label names."""
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
     model: Any = prepared(strategy, pretrained)
     steps(strategy, model, pretrained)
@@ -153,8 +149,8 @@ def check_save_and_reload_agree(strategy: Strategy, pretrained: PretrainedText, 
     assert not torch.allclose(trained, logits(pretrained.fresh(0), batch), atol=1e-4)
     merged: Any = strategy.merge(model)
     torch.testing.assert_close(logits(merged, batch), trained, atol=1e-5, rtol=1e-4)
-    merged.save_pretrained(folder)
-    custom = type(pretrained.model).__name__ == "TextClassifier"
-    reloaded = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=custom)
+    pretrained.save(merged, folder)
+    auto: Any = AutoModelForSequenceClassification if pretrained.modality == "text" else AutoModelForImageClassification
+    reloaded = auto.from_pretrained(folder, trust_remote_code=isinstance(pretrained.model, Classifier))
     torch.testing.assert_close(logits(reloaded, batch), trained, atol=1e-5, rtol=1e-4)
     assert reloaded.config.id2label == {0: "rotten", 1: "fresh"}

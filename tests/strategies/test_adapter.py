@@ -7,22 +7,25 @@ from pathlib import Path
 import pytest
 
 from strategies import Adapter, NotApplicable, boundary, count_parameters
-from sweeper.models.text import PretrainedText, load_text_model
+from sweeper.models.pretrained import Pretrained, load_model
 from tests.strategies import strategy_contract as contract
 
 BLOCKS, WIDTH = 4, 32
 
 
+LABELS = ["rotten", "fresh"]
+
+
 @pytest.fixture(scope="module")
-def linear(tiny_checkpoint: Path) -> PretrainedText:
-    return load_text_model(tiny_checkpoint, head="linear", pooling="mean", label_names=["rotten", "fresh"])
+def linear(tiny_checkpoint: Path) -> Pretrained:
+    return load_model(tiny_checkpoint, modality="text", head="linear", pooling="mean", label_names=LABELS)
 
 
 @pytest.mark.parametrize(
     ("reduction", "num_blocks", "bottleneck"), [(8, None, 4), (16, 1, 2), (5, 3, 6), (32, None, 1), (64, None, 1)]
 )
 def test_counts_match_the_closed_form(
-    linear: PretrainedText, reduction: int, num_blocks: int | None, bottleneck: int
+    linear: Pretrained, reduction: int, num_blocks: int | None, bottleneck: int
 ) -> None:
     model = contract.prepared(Adapter(reduction=reduction, num_blocks=num_blocks), linear)
     counts = count_parameters(model, linear.layout)
@@ -31,7 +34,7 @@ def test_counts_match_the_closed_form(
 
 
 @pytest.mark.parametrize(("num_blocks", "below"), [(1, 3), (3, 1), (4, 0), (None, 0)])
-def test_adapters_lie_in_the_last_blocks(linear: PretrainedText, num_blocks: int | None, below: int) -> None:
+def test_adapters_lie_in_the_last_blocks(linear: Pretrained, num_blocks: int | None, below: int) -> None:
     model = contract.prepared(Adapter(num_blocks=num_blocks), linear)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"head.weight", "head.bias"} | {
@@ -43,7 +46,7 @@ def test_adapters_lie_in_the_last_blocks(linear: PretrainedText, num_blocks: int
     assert boundary(model, linear.layout) == below
 
 
-def test_rates_decay_with_the_depth_of_the_block(linear: PretrainedText) -> None:
+def test_rates_decay_with_the_depth_of_the_block(linear: Pretrained) -> None:
     strategy = Adapter(layer_decay=0.5, head_lr_multiplier=3.0)
     model = contract.prepared(strategy, linear)
     rates = {
@@ -56,7 +59,7 @@ def test_rates_decay_with_the_depth_of_the_block(linear: PretrainedText) -> None
     assert rates[id(model.get_parameter("head.weight"))] == 3.0
 
 
-def test_gradients_reach_the_adapters_and_the_head_alone(linear: PretrainedText) -> None:
+def test_gradients_reach_the_adapters_and_the_head_alone(linear: Pretrained) -> None:
     model = contract.prepared(Adapter(num_blocks=2), linear)
     model(**contract.inputs(linear)).loss.backward()
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -65,14 +68,16 @@ def test_gradients_reach_the_adapters_and_the_head_alone(linear: PretrainedText)
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in up)
 
 
-def test_too_many_blocks_says_how_many_there_are(linear: PretrainedText) -> None:
+def test_too_many_blocks_says_how_many_there_are(linear: Pretrained) -> None:
     with pytest.raises(ValueError, match="num_blocks=5: the model has 4 blocks") as caught:
         contract.prepared(Adapter(num_blocks=5), linear)
     assert not isinstance(caught.value, NotApplicable)
 
 
 def test_a_native_head_cannot_carry_them(tiny_checkpoint: Path) -> None:
-    native = load_text_model(tiny_checkpoint, head="native", pooling="native", label_names=["rotten", "fresh"])
+    native = load_model(
+        tiny_checkpoint, modality="text", head="native", pooling="native", label_names=["rotten", "fresh"]
+    )
     with pytest.raises(NotApplicable, match=r"BertForSequenceClassification.*model\.head=linear or mlp"):
         contract.prepared(Adapter(), native)
 

@@ -63,7 +63,8 @@ def small_bert() -> tuple[Classifier, Layout, torch.Tensor]:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
     model = Classifier(BertModel(config, add_pooling_layer=False), 32).eval()
-    return model, find_layout(model, "backbone", ("head",)), torch.arange(12).reshape(2, 6)
+    ids = torch.arange(12).reshape(2, 6)
+    return model, find_layout(model, "backbone", ("head",), {"x": ids}), ids
 
 
 def small_gpt2() -> tuple[Classifier, Layout, torch.Tensor]:
@@ -131,7 +132,7 @@ def plain(model: nn.Module) -> bool:
 def test_counts_in_an_encoder_of_the_size_of_bert_base(strategy: Strategy, expected: int) -> None:
     with torch.device("meta"):
         model = Classifier(BertModel(BertConfig(), add_pooling_layer=False), WIDTH)
-    layout = find_layout(model, "backbone", ("head",))
+    layout = find_layout(model, "backbone", ("head",), {"x": torch.zeros(1, 4, dtype=torch.long, device="meta")})
     before = sum(parameter.numel() for parameter in model.parameters())
     strategy.prepare(model, layout)
     counts = count_parameters(model, layout)

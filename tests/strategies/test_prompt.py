@@ -9,27 +9,30 @@ import torch
 from torch import nn
 
 from strategies import Layout, NotApplicable, Prefix, Prompt, Strategy, boundary, count_parameters
-from sweeper.models.text import PretrainedText, load_text_model
+from sweeper.models.pretrained import Pretrained, load_model
 from tests.strategies import strategy_contract as contract
 
 BLOCKS, WIDTH, POSITIONS = 4, 32, 128
 INPUT = "backbone.embeddings.word_embeddings.virtual_tokens"
 
 
+LABELS = ["rotten", "fresh"]
+
+
 @pytest.fixture(scope="module")
-def linear(tiny_checkpoint: Path) -> PretrainedText:
-    return load_text_model(tiny_checkpoint, head="linear", pooling="mean", label_names=["rotten", "fresh"])
+def linear(tiny_checkpoint: Path) -> Pretrained:
+    return load_model(tiny_checkpoint, modality="text", head="linear", pooling="mean", label_names=LABELS)
 
 
 @pytest.mark.parametrize("number", [1, 5, 50])
-def test_counts_match_the_closed_form(linear: PretrainedText, number: int) -> None:
+def test_counts_match_the_closed_form(linear: Pretrained, number: int) -> None:
     for strategy, matrices in ((Prompt(num_tokens=number), 1), (Prefix(num_tokens=number), BLOCKS)):
         counts = count_parameters(contract.prepared(strategy, linear), linear.layout)
         assert counts["backbone"] == matrices * number * WIDTH
         assert counts["head"] == 2 * WIDTH + 2
 
 
-def test_they_lie_in_the_stem_or_in_every_block(linear: PretrainedText) -> None:
+def test_they_lie_in_the_stem_or_in_every_block(linear: Pretrained) -> None:
     for strategy, names in ((Prompt(), {INPUT}), (Prefix(), {f"{b}.virtual_tokens" for b in linear.layout.blocks})):
         model = contract.prepared(strategy, linear)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -40,7 +43,7 @@ def test_they_lie_in_the_stem_or_in_every_block(linear: PretrainedText) -> None:
 
 
 @pytest.mark.parametrize("strategy", [Prompt(num_tokens=3), Prefix(num_tokens=3)], ids=lambda s: s.name)
-def test_gradients_reach_the_virtual_tokens_and_the_head_alone(linear: PretrainedText, strategy: Strategy) -> None:
+def test_gradients_reach_the_virtual_tokens_and_the_head_alone(linear: Pretrained, strategy: Strategy) -> None:
     model = contract.prepared(strategy, linear)
     model(**contract.inputs(linear)).loss.backward()
     for name, parameter in model.named_parameters():
@@ -49,7 +52,7 @@ def test_gradients_reach_the_virtual_tokens_and_the_head_alone(linear: Pretraine
             assert (parameter.grad.abs().sum(-1) > 0).all(), f"{name}: every position learns"  # type: ignore[union-attr]
 
 
-def test_a_prompt_starts_as_embeddings_of_random_tokens(linear: PretrainedText) -> None:
+def test_a_prompt_starts_as_embeddings_of_random_tokens(linear: Pretrained) -> None:
     def start(seed: int, **values: str) -> torch.Tensor:
         return contract.prepared(Prompt(num_tokens=4, **values), linear, seed).get_parameter(INPUT)
 
@@ -64,7 +67,7 @@ def test_a_prompt_starts_as_embeddings_of_random_tokens(linear: PretrainedText) 
 
 
 @pytest.mark.parametrize("kind", [Prompt, Prefix])
-def test_the_positions_limit_the_number(linear: PretrainedText, kind: type[Prompt] | type[Prefix]) -> None:
+def test_the_positions_limit_the_number(linear: Pretrained, kind: type[Prompt] | type[Prefix]) -> None:
     contract.prepared(kind(num_tokens=POSITIONS - 2), linear)
     with pytest.raises(ValueError, match=r"num_tokens=127: the model has 128 positions.*at most 126") as caught:
         contract.prepared(kind(num_tokens=POSITIONS - 1), linear)
@@ -73,7 +76,9 @@ def test_the_positions_limit_the_number(linear: PretrainedText, kind: type[Promp
 
 @pytest.mark.parametrize("strategy", [Prompt(), Prefix()], ids=lambda s: s.name)
 def test_models_they_do_not_fit(tiny_checkpoint: Path, strategy: Strategy) -> None:
-    native = load_text_model(tiny_checkpoint, head="native", pooling="native", label_names=["rotten", "fresh"])
+    native = load_model(
+        tiny_checkpoint, modality="text", head="native", pooling="native", label_names=["rotten", "fresh"]
+    )
     with pytest.raises(NotApplicable, match=r"model\.head=linear or mlp"):
         contract.prepared(strategy, native)
 

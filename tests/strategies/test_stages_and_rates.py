@@ -22,18 +22,18 @@ from strategies import (
     boundary,
     enter_stage,
 )
-from sweeper.models.text import PretrainedText, load_text_model
+from sweeper.models.pretrained import Pretrained, load_model
 from tests.strategies import strategy_contract as contract
 
 RATE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def pretrained(tiny_checkpoint: Path) -> PretrainedText:
-    return load_text_model(tiny_checkpoint, head="linear", pooling="mean", label_names=["rotten", "fresh"])
+def pretrained(tiny_checkpoint: Path) -> Pretrained:
+    return load_model(tiny_checkpoint, modality="text", head="linear", pooling="mean", label_names=["rotten", "fresh"])
 
 
-def rates(strategy: Strategy, pretrained: PretrainedText) -> dict[str, float]:
+def rates(strategy: Strategy, pretrained: Pretrained) -> dict[str, float]:
     """Parameter -> the rate that a real optimiser holds for it."""
     model = contract.prepared(strategy, pretrained)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -49,7 +49,7 @@ STEM = "backbone.embeddings.word_embeddings.weight"
 
 
 @pytest.mark.parametrize("cls", [Discriminative, Full])
-def test_rates_decay_with_depth_and_are_larger_for_the_head(cls: type[Strategy], pretrained: PretrainedText) -> None:
+def test_rates_decay_with_depth_and_are_larger_for_the_head(cls: type[Strategy], pretrained: Pretrained) -> None:
     found = rates(cls(layer_decay=0.5, head_lr_multiplier=10.0), pretrained)  # type: ignore[call-arg]
     assert found["head.weight"] == pytest.approx(10 * RATE)
     for index in range(4):
@@ -57,27 +57,27 @@ def test_rates_decay_with_depth_and_are_larger_for_the_head(cls: type[Strategy],
     assert found[STEM] == pytest.approx(RATE * 0.5**5)
 
 
-def test_a_decay_of_one_is_uniform(pretrained: PretrainedText) -> None:
+def test_a_decay_of_one_is_uniform(pretrained: Pretrained) -> None:
     assert set(rates(Discriminative(layer_decay=1.0), pretrained).values()) == {RATE}
 
 
 @pytest.mark.parametrize(
     "strategy", [Partial(num_blocks=2, layer_decay=0.5), Lora(layer_decay=0.5), BitFit(layer_decay=0.5)]
 )
-def test_layer_decay_combines(strategy: Strategy, pretrained: PretrainedText) -> None:
+def test_layer_decay_combines(strategy: Strategy, pretrained: Pretrained) -> None:
     found = {name: rate for name, rate in rates(strategy, pretrained).items() if "layer." in name}
     for name, rate in found.items():
         assert rate == pytest.approx(RATE * 0.5 ** (4 - int(name.split(".")[3])))
 
 
-def test_layer_groups_cut_stem_and_blocks_into_equal_parts(pretrained: PretrainedText) -> None:
+def test_layer_groups_cut_stem_and_blocks_into_equal_parts(pretrained: Pretrained) -> None:
     found = rates(Discriminative(1.0, group_factors="0.01,1", head_lr_multiplier=10.0), pretrained)
     expected = {STEM: 0.01, block(0): 0.01, block(1): 0.01, block(2): 1, block(3): 1, "head.weight": 10}
     for name, factor in expected.items():
         assert found[name] == pytest.approx(RATE * factor)
 
 
-def test_bitfit_trains_biases_and_norms_where_asked(pretrained: PretrainedText) -> None:
+def test_bitfit_trains_biases_and_norms_where_asked(pretrained: Pretrained) -> None:
     def names(strategy: Strategy) -> set[str]:
         model = contract.prepared(strategy, pretrained)
         return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -90,7 +90,7 @@ def test_bitfit_trains_biases_and_norms_where_asked(pretrained: PretrainedText) 
     }
 
 
-def test_bitfit_without_biases_is_an_error(pretrained: PretrainedText) -> None:
+def test_bitfit_without_biases_is_an_error(pretrained: Pretrained) -> None:
     model = pretrained.fresh(0)
     for module in model.backbone.modules():
         if getattr(module, "bias", None) is not None:
@@ -99,7 +99,7 @@ def test_bitfit_without_biases_is_an_error(pretrained: PretrainedText) -> None:
         BitFit().prepare(model, pretrained.layout)
 
 
-def test_stages_of_gradual_unfreeze_from_the_top(pretrained: PretrainedText) -> None:
+def test_stages_of_gradual_unfreeze_from_the_top(pretrained: Pretrained) -> None:
     strategy = Gradual(num_blocks="0,1,3,all", epoch_shares="1,1,1,1", learning_rate_factors="1,1,1,1")
     model = contract.prepared(strategy, pretrained)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -113,7 +113,7 @@ def test_stages_of_gradual_unfreeze_from_the_top(pretrained: PretrainedText) -> 
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["head.bias"]
 
 
-def test_gradual_may_end_below_everything(pretrained: PretrainedText) -> None:
+def test_gradual_may_end_below_everything(pretrained: Pretrained) -> None:
     strategy = Gradual("0,2", "1,1", "1,0.1")
     model = contract.prepared(strategy, pretrained)
     assert boundary(model, pretrained.layout) == 2
@@ -121,7 +121,7 @@ def test_gradual_may_end_below_everything(pretrained: PretrainedText) -> None:
         contract.prepared(Gradual("0,9", "1,1", "1,1"), pretrained)
 
 
-def test_the_probe_of_lp_ft_has_a_rate_of_its_own(pretrained: PretrainedText) -> None:
+def test_the_probe_of_lp_ft_has_a_rate_of_its_own(pretrained: Pretrained) -> None:
     probe, tuning = LpFt(probe_lr_multiplier=50.0, head_lr_multiplier=5.0, probe_share=0.25).stages(pretrained.layout)
     assert probe.parts == pretrained.layout.head
     assert tuning.parts is None
@@ -130,7 +130,7 @@ def test_the_probe_of_lp_ft_has_a_rate_of_its_own(pretrained: PretrainedText) ->
     assert probe.share / (probe.share + tuning.share) == pytest.approx(0.25)
 
 
-def test_scratch_keeps_nothing_of_the_pretrained_weights(pretrained: PretrainedText) -> None:
+def test_scratch_keeps_nothing_of_the_pretrained_weights(pretrained: Pretrained) -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         return dict(contract.prepared(Scratch(), pretrained, seed).named_parameters())
 

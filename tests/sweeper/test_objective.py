@@ -56,10 +56,10 @@ def test_virtual_tokens_that_leave_too_little_room_are_refused(task: Task, kind:
 
 
 def test_the_saved_tokenizer_cuts_texts_where_the_model_ends(task: Task, tmp_path: Path) -> None:
-    own = task.pretrained.tokenizer.model_max_length
+    own = task.pretrained.processor.model_max_length
     assert own > 128
     for strategy, limit in ((Prompt, 128 - 20), (Adapter, own)):
         run = task.run(StrategySpec(strategy, {"learning_rate": 1e-3}, {}), {}, seed=0)
         task.save(run, tmp_path / strategy.name)
         assert AutoTokenizer.from_pretrained(tmp_path / strategy.name).model_max_length == limit
-    assert task.pretrained.tokenizer.model_max_length == own
+    assert task.pretrained.processor.model_max_length == own

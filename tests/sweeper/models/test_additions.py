@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from sweeper.models.additions import BottleneckAdapter, WithAdditions
-from sweeper.models.classifier import TextClassifier, TextClassifierConfig
+from sweeper.models.classifier import Classifier, ClassifierConfig
 from sweeper.models.layout import find_layout
 
 SMALL: dict[str, Any] = {
@@ -87,11 +87,11 @@ def classifier(name: str = "bert", pooling: str = "mean") -> Any:
     config = TEXT_MODELS[name]()
     torch.manual_seed(0)
     backbone = {**config.to_dict(), "model_type": config.model_type}
-    return TextClassifier(TextClassifierConfig(backbone=backbone, pooling=pooling)).eval()
+    return Classifier(ClassifierConfig(backbone=backbone, pooling=pooling, features=config.hidden_size)).eval()
 
 
 def blocks_of(model: Any) -> tuple[str, ...]:
-    return find_layout(model, "backbone", ("head",)).blocks
+    return find_layout(model, "backbone", ("head",), model.dummy_inputs).blocks
 
 
 def carrying(name: str, kind: str, pooling: str = "mean") -> Any:
@@ -155,11 +155,12 @@ def test_pooling_sees_the_text_alone(pooling: str) -> None:
 def test_every_block_reads_its_own_vectors_at_the_virtual_positions() -> None:
     model, (ids, mask) = carrying("bert", "prefix"), batch()
     read: list[torch.Tensor] = []
-    for name in blocks_of(model):
+    blocks = blocks_of(model)
+    for name in blocks:
         attention = model.get_submodule(name).attention
         attention.register_forward_pre_hook(lambda module, args: read.append(args[0]))
     model(input_ids=ids, attention_mask=mask)
-    for name, states in zip(blocks_of(model), read, strict=True):
+    for name, states in zip(blocks, read, strict=True):
         assert states.shape == (2, NUMBER + 7, 16)
         assert torch.equal(states[:, :NUMBER], model.get_parameter(f"{name}.virtual_tokens").expand(2, -1, -1))
 
@@ -241,7 +242,7 @@ def test_a_model_made_from_the_config_starts_as_the_identity() -> None:
     ids, mask = batch()
     model = classifier()
     model.add_adapters(blocks_of(model), 4)
-    again = TextClassifier(model.config).eval()  # the backbone's initialisation must not touch the adapters
+    again = Classifier(model.config).eval()  # the backbone's initialisation must not touch the adapters
     again.load_state_dict({n: t for n, t in model.state_dict().items() if ".adapter." not in n}, strict=False)
     expected = classifier()(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(again(input_ids=ids, attention_mask=mask).logits, expected, rtol=0, atol=0)

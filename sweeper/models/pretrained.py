@@ -1,0 +1,231 @@
+"""Pretrained text and image models: loaded once per process, copied and given a fresh head for each trial."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from strategies.base import Layout
+from sweeper.errors import ConfigError
+from sweeper.models.classifier import Classifier, ClassifierConfig, pooled, without_pooler
+from sweeper.models.layout import find_layout
+
+__all__ = ["Pretrained", "load_model"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained classifier whose head is not trained yet, with what prepares its inputs and with its layout.
+
+    Attributes:
+        model: in eval mode.
+        modality: ``text`` or ``image``.
+        processor: the model's own tokenizer or image processor.
+        layout: the model's parts.
+        fingerprint: changes with the weights: a hash of the files of a folder, the commit of a hub model.
+    """
+
+    model: PreTrainedModel
+    modality: str
+    processor: Any
+    layout: Layout
+    fingerprint: str
+
+    def fresh(self, seed: int) -> PreTrainedModel:
+        """A copy with a head initialised from ``seed``; the backbone's weights are the pretrained ones."""
+        model = copy.deepcopy(self.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name in self.layout.head:
+                _initialise(model, model.get_submodule(name))
+        return model
+
+    def save(self, model: PreTrainedModel, folder: str | Path, *, max_length: int | None = None) -> None:
+        """Save a trained copy with its tokenizer or image processor, as a checkpoint of transformers.
+
+        Args:
+            model: the copy.
+            folder: where to.
+            max_length: tokens at which the saved tokenizer cuts texts, where the copy holds fewer than the model did.
+        """
+        model.save_pretrained(folder)
+        processor = copy.deepcopy(self.processor)
+        if max_length is not None:
+            processor.model_max_length = min(processor.model_max_length, max_length)
+        processor.save_pretrained(folder)  # timm's saves nothing: it lies in the model's configuration
+
+
+def load_model(
+    source: str | Path,
+    *,
+    modality: str,
+    head: str,
+    pooling: str,
+    label_names: Sequence[str],
+    revision: str | None = None,
+) -> Pretrained:
+    """Load a checkpoint through transformers, timm's through its wrapper.
+
+    Of a model with a text and a vision tower (CLIP, SigLIP), images take the vision tower.
+
+    Args:
+        source: a folder with a checkpoint, or a name on the hub.
+        modality: ``text`` or ``image``.
+        head: ``linear``, ``mlp``, or ``native``, the head of the architecture's own classifier.
+        pooling: ``mean``, ``first``, ``max`` or ``native``; a native head brings its own.
+        label_names: the classes in the order of their ids; they go into the checkpoint as ``id2label``.
+        revision: a commit or tag on the hub.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read or lacks weights, pooling and head do not fit the architecture, or
+            it has no blocks.
+    """
+    id2label = dict(enumerate(label_names))
+    label2id = {label: index for index, label in id2label.items()}
+    labels: dict[str, Any] = {"num_labels": len(id2label), "id2label": id2label, "label2id": label2id}
+    revision = revision or "main"
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        if config.model_type == ClassifierConfig.model_type:
+            raise ValueError("it is a classifier that was trained here; name the model it was trained from")
+        processor, inputs = (_text_inputs if modality == "text" else _image_inputs)(source, revision)
+        if head == "native":
+            auto: Any = AutoModelForSequenceClassification if modality == "text" else AutoModelForImageClassification
+            model, missing = _read(auto, source, revision, ignore_mismatched_sizes=True, **labels)
+        else:
+            body, missing = _read(AutoModel, source, revision, **_body_arguments(config, modality, pooling))
+            missing = {f"backbone.{name}" for name in missing}
+            with torch.no_grad():  # a pooling or a padding that does not work shows here, not in the first trial
+                features = pooled(body, pooling, inputs).shape[1]
+            settings = ClassifierConfig(
+                backbone=body.config.to_dict(),
+                head=head,
+                pooling=pooling,
+                features=features,
+                **_processor_settings(body.config),
+                **labels,
+            )
+            model = Classifier(settings, body)
+        if modality == "text":
+            model.config.pad_token_id = processor.pad_token_id  # a decoder's own classifier looks for it
+        backbone, heads = _backbone_and_head(model)
+        layout = find_layout(model.eval(), backbone, heads, inputs)
+        _check_complete(layout, missing)
+    except (OSError, ImportError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reads = "tokenizer" if modality == "text" else "image processor"
+        raise ConfigError(
+            f"model {str(source)!r} cannot be loaded: {first_line}",
+            f"Give a folder with config.json, weights and {reads} (model.path), or a hub name within reach.",
+        ) from error
+    return Pretrained(model, modality, processor, layout, _fingerprint(source, config))
+
+
+def _text_inputs(source: str | Path, revision: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The tokenizer, which can pad, and a small padded batch."""
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if tokenizer.pad_token is None:  # decoders are trained without one
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, dict(tokenizer(["a", "a b"], padding=True, return_tensors="pt"))
+
+
+def _image_inputs(source: str | Path, revision: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The image processor and a small batch."""
+    processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+    images = [np.full((32, 32, 3), shade, dtype=np.uint8) for shade in (0, 255)]
+    return processor, {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
+
+
+def _body_arguments(config: PretrainedConfig, modality: str, pooling: str) -> dict[str, Any]:
+    """What makes ``AutoModel`` load the part that is asked for, without a pooler that nothing reads."""
+    arguments: dict[str, Any] = {}
+    if modality == "image" and hasattr(config, "vision_config"):
+        config = arguments["config"] = config.vision_config
+    if pooling == "native":
+        return arguments
+    if config.model_type == "timm_wrapper":
+        return {**arguments, "do_pooling": False}
+    return {**arguments, **without_pooler(config.model_type)}
+
+
+def _read(auto: Any, source: str | Path, revision: str, **arguments: Any) -> tuple[PreTrainedModel, set[str]]:
+    """A model in fp32, and the names of the weights that the checkpoint lacks."""
+    model, report = auto.from_pretrained(
+        source, revision=revision, dtype=torch.float32, output_loading_info=True, **arguments
+    )
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # the keys and values that a decoder keeps serve generation only
+    return model.eval(), set(report["missing_keys"])
+
+
+def _processor_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """What timm's image processor reads from the configuration of the whole model, where it has no file of its own."""
+    if config.model_type != "timm_wrapper":
+        return {}
+    return {
+        "image_processor_type": "TimmWrapperImageProcessor",
+        "architecture": config.architecture,
+        "pretrained_cfg": config.pretrained_cfg,
+    }
+
+
+def _backbone_and_head(model: Any) -> tuple[str, tuple[str, ...]]:
+    """Dotted names of the pretrained part and of the newly initialised modules; see ``Layout``."""
+    if hasattr(model, "timm_model"):  # timm's classifiers are one module, with the head inside
+        classifiers = model.timm_model.get_classifier()
+        wanted = [id(part) for part in (classifiers if isinstance(classifiers, tuple) else (classifiers,))]
+        return "", tuple(name for name, part in model.named_modules() if id(part) in wanted)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    backbone = model.base_model_prefix
+    if backbone not in sizes:  # CLIP's prefix is the pair of towers, its classifier has one
+        backbone = max(sizes, key=lambda name: sizes[name])
+    return backbone, tuple(name for name, size in sizes.items() if name != backbone and size)
+
+
+def _check_complete(layout: Layout, missing: set[str]) -> None:
+    """Refuse blocks and stems with random weights: the checkpoint is of another model."""
+    lacking = sorted(name for name in missing if layout.depth(name) <= len(layout.blocks))
+    if lacking:
+        raise ValueError(f"the checkpoint lacks {len(lacking)} of the backbone's weights, such as {lacking[0]}")
+
+
+def _fingerprint(source: str | Path, config: PretrainedConfig) -> str:
+    folder = Path(source)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None) or source)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _initialise(model: PreTrainedModel, head: nn.Module) -> None:
+    """Give every layer of the head new weights, by the architecture's own rule where the head is native."""
+    for module in head.modules():
+        if isinstance(model, Classifier):
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        else:
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+            model._init_weights(module)

@@ -1,0 +1,142 @@
+"""Real checkpoints on disk, small and with random weights: one builder for each kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["BUILDERS", "FIRST_WORDS", "build"]
+
+FIRST_WORDS = ("a triumph from the first frame to the last", "dull", "neither good nor bad")
+PIXELS = 32
+
+
+def build(kind: str, folder: Path) -> Path:
+    """Save the checkpoint of a kind in ``folder``."""
+    torch.manual_seed(0)
+    BUILDERS[kind](folder)
+    return folder
+
+
+def _encoder(model_type: str, **settings: Any) -> Callable[[Path], None]:
+    """A text encoder with MiniLM's tokenizer, of 4 blocks of width 32 where nothing else is said."""
+
+    def save(folder: Path) -> None:
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        from sweeper.assets import fetch
+
+        tokenizer = AutoTokenizer.from_pretrained(fetch("minilm", progress=False))
+        sizes = {
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 128,
+        }
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **(settings or sizes))
+        AutoModel.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return save
+
+
+def _decoder(model_type: str, **settings: Any) -> Callable[[Path], None]:
+    """A decoder with a byte-level tokenizer that, like GPT-2's, has no padding token."""
+
+    def save(folder: Path) -> None:
+        from tokenizers import ByteLevelBPETokenizer
+        from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+        bytes_only = ByteLevelBPETokenizer()
+        bytes_only.train_from_iterator(FIRST_WORDS, vocab_size=300, special_tokens=["<|endoftext|>"])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only._tokenizer, eos_token="<|endoftext|>")
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **settings)
+        AutoModel.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return save
+
+
+def _timm(architecture: str, **model_args: Any) -> Callable[[Path], None]:
+    """A model of timm with a classifier of 5 classes, as those that were trained on ImageNet have one."""
+
+    def save(folder: Path) -> None:
+        from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+        pixels = {"input_size": [3, PIXELS, PIXELS], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+        config = TimmWrapperConfig(
+            architecture=architecture, model_args=model_args, num_labels=5, pretrained_cfg={**pixels, "tag": "tiny"}
+        )
+        model = TimmWrapperForImageClassification(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Residual branches start at zero; after pretraining they do not.
+                if not name.endswith("bias") and parameter.abs().max() < 1e-3:
+                    parameter.fill_(0.5)
+        model.save_pretrained(folder)
+
+    return save
+
+
+def _tower(model_type: str, **settings: Any) -> Callable[[Path], None]:
+    """A vision transformer of transformers."""
+
+    def save(folder: Path) -> None:
+        from transformers import AutoConfig, AutoModel, CLIPImageProcessor, ViTImageProcessor
+
+        AutoModel.from_config(AutoConfig.for_model(model_type, **settings)).save_pretrained(folder)
+        size = {"height": PIXELS, "width": PIXELS}
+        processor = (
+            ViTImageProcessor(size=size) if model_type == "vit" else CLIPImageProcessor(size=size, crop_size=size)
+        )
+        processor.save_pretrained(folder)
+
+    return save
+
+
+_TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+_PATCHES = {"image_size": PIXELS, "patch_size": 16}
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    "bert": _encoder("bert"),
+    "distilbert": _encoder("distilbert", dim=32, n_layers=3, n_heads=2, hidden_dim=64, max_position_embeddings=128),
+    "deberta": _encoder(
+        "deberta-v2",
+        **_TRANSFORMER,
+        max_position_embeddings=128,
+        relative_attention=True,
+        position_buckets=16,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+    ),
+    "electra": _encoder("electra", embedding_size=16, max_position_embeddings=128, **_TRANSFORMER),
+    "albert": _encoder("albert", embedding_size=16, max_position_embeddings=128, **_TRANSFORMER),
+    "gpt2": _decoder("gpt2", n_embd=32, n_layer=3, n_head=2, n_positions=128),
+    "llama": _decoder("llama", **_TRANSFORMER, num_key_value_heads=1, max_position_embeddings=128),
+    "resnet": _timm("test_resnet"),
+    "efficientnet": _timm("test_efficientnet"),
+    "convnext": _timm("test_convnext"),
+    "vit-timm": _timm("test_vit"),
+    "swin": _timm(
+        "swin_tiny_patch4_window7_224",
+        img_size=PIXELS,
+        window_size=4,
+        embed_dim=16,
+        depths=(1, 2),
+        num_heads=(2, 4),
+    ),
+    "vit": _tower("vit", **_TRANSFORMER, **_PATCHES),
+    "clip": _tower(
+        "clip",
+        text_config={**_TRANSFORMER, "vocab_size": 100, "max_position_embeddings": 16},
+        vision_config={**_TRANSFORMER, **_PATCHES},
+        projection_dim=16,
+    ),
+}
