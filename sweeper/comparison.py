@@ -275,7 +275,12 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
         total_seconds += guess.seconds
         low, high = guess.trainable_params
         trainable = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        table.add_row(plan.strategy.replace("+", "\n+"), trainable, f"{guess.total_params:,}", duration(guess.seconds + pretraining))
+        table.add_row(
+            plan.strategy.replace("+", "\n+"),
+            trainable,
+            f"{guess.total_params:,}",
+            duration(guess.seconds + pretraining),
+        )
     console.print(table)
     line(
         f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "
