@@ -66,6 +66,7 @@ _METRICS = (
     schema.TEST_LOSS,
     schema.TEST_SAMPLES_PER_SECOND,
     schema.TUNING_SECONDS,
+    schema.DOMAIN_PRETRAIN_SECONDS,
     schema.N_TRIALS,
     schema.FINAL_SEEDS,
 )

@@ -88,7 +88,7 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     tested = not math.isnan(row["test_accuracy"])
     seconds = [row["tuning_seconds"], row["train_seconds"] * row["seeds"]]
     return (
-        str(row["strategy"]),
+        str(row["strategy"]).replace("+", "\n+"),  # wrappers on lines of their own: 80 columns are few
         "" if math.isnan(row["trainable_params"]) else f"{row['trainable_params']:,.0f}",
         f"{row['test_accuracy']:.3f}" if tested else "no final",
         _interval(row) if tested else "",

@@ -24,7 +24,7 @@ from sweeper.config import Config, check, effective_pooling, natural_direction
 from sweeper.data import TextDataset, load_dataset
 from sweeper.data.floors import NUMBER_OF_FLOORS, FloorResult, floors, score_floor
 from sweeper.errors import ConfigError, StudyError
-from sweeper.estimate import estimate
+from sweeper.estimate import estimate, estimate_pretraining
 from sweeper.interruption import Interrupted
 from sweeper.models.zero_shot import zero_shot
 from sweeper.objective import Task, predictions_table
@@ -34,6 +34,7 @@ from sweeper.progress import Progress, duration
 from sweeper.search_space import StrategySpec, parse_strategy
 from sweeper.study import finished_trials, run_study
 from sweeper.tracking import Tracker
+from sweeper.training.domain_pretrain import is_masked
 from sweeper.training.trainer import TrainerSettings, resolve_precision
 
 __all__ = ["run_comparison"]
@@ -72,6 +73,7 @@ def run_comparison(
     config = configs[0]
     specs = _validate(configs)
     task = _load(config, console)
+    _check_wrappers(config, task)
     misfits = _check_model(task, configs, specs)
     if misfits and not skip_inapplicable:
         raise ConfigError(list(misfits.values()), "Leave out what does not fit, or choose another model.")
@@ -99,7 +101,7 @@ def run_comparison(
                 _log_reference(plan, config, task, tracker, progress)
         for plan in studies:
             already = min(_finished_trials(plan, storage), plan.n_trials)
-            progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, task.settings.epochs, already)
+            progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, plan.epochs, already)
             try:
                 run_study(
                     plan, task, storage=storage, tracker=tracker, progress=progress, models_dir=output_dir / "models"
@@ -185,6 +187,27 @@ def _load(config: Config, console: Console) -> Task:
     )
 
 
+def _check_wrappers(config: Config, task: Task) -> None:
+    """What the wrappers need of the data and the model is there."""
+    available = len(task.dataset.unlabelled)
+    problems = []
+    for name, asked, size in (
+        ("pseudo_label.rounds", config.pseudo_label.rounds, config.pseudo_label.size),
+        ("domain_pretrain.epochs", config.domain_pretrain.epochs, config.domain_pretrain.size),
+    ):
+        if asked and not available:
+            problems.append(f"{name}={asked}: {task.dataset.name} has no unlabelled items left")
+        elif asked and size is not None and size > available:
+            key = f"{name.partition('.')[0]}.size"
+            problems.append(f"{key}={size} is more than the {available} unlabelled items; null takes all of them")
+    if problems:
+        raise ConfigError(
+            problems, "Unlabelled is what the train split leaves: a lower dataset.train_size leaves more."
+        )
+    if config.domain_pretrain.epochs:
+        is_masked(task.pretrained)
+
+
 def _source(config: Config) -> str | Path:
     """Where the weights are: a folder, or a name on the hub."""
     model = config.model
@@ -240,13 +263,24 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("strategy", "trainable", "of", "time, about"):
         table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
-    total_seconds = 0.0
+    pretraining = 0.0
+    if domain := plans[0].domain_pretrain.epochs:
+        pretraining = estimate_pretraining(task, plans[0].domain_pretrain)
+        line(f"domain pretraining, {domain} epochs once for all: about {duration(pretraining)}, charged to each study")
+    if rounds := plans[0].pseudo_label.rounds:
+        line(f"pseudo-labelling, {rounds} rounds in each trial and final: the time if every unlabelled item joins")
+    total_seconds = pretraining
     for plan in plans:
-        guess = estimate(task, plan.spec, plan.n_trials, plan.final_seeds)
+        guess = estimate(task, plan.spec, plan.n_trials, plan.final_seeds, plan.pseudo_label)
         total_seconds += guess.seconds
         low, high = guess.trainable_params
         trainable = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        table.add_row(plan.strategy, trainable, f"{guess.total_params:,}", duration(guess.seconds))
+        table.add_row(
+            plan.strategy.replace("+", "\n+"),
+            trainable,
+            f"{guess.total_params:,}",
+            duration(guess.seconds + pretraining),
+        )
     console.print(table)
     line(
         f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "

@@ -89,6 +89,26 @@ class TrainerConfig:
 
 
 @dataclass
+class PseudoLabelConfig:
+    """Self-training around any strategy: confident predictions on unlabelled items join the train split."""
+
+    rounds: int = 0  # of labelling and training anew, after the first training; 0 = off
+    threshold: float = 0.9  # least probability of the predicted class
+    size: int | None = None  # unlabelled items that are predicted; null = all
+
+
+@dataclass
+class DomainPretrainConfig:
+    """Language modelling on unlabelled text before any strategy."""
+
+    epochs: int = 0  # 0 = off
+    learning_rate: float = 5.0e-5  # peak
+    batch_size: int = 32  # texts per step
+    mask_probability: float = 0.15  # of a token, in masked language modelling
+    size: int | None = None  # unlabelled texts that are trained on; null = all
+
+
+@dataclass
 class FinalConfig:
     """The retraining of the best configuration, scored on the test split."""
 
@@ -117,9 +137,12 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    strategy: dict[str, Any] = field(default_factory=dict)  # its name, fields and search_space
+    # name, fields and search_space; label = what tables call it, null = its name
+    strategy: dict[str, Any] = field(default_factory=lambda: {"label": None})
     study: StudyConfig = field(default_factory=StudyConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    domain_pretrain: DomainPretrainConfig = field(default_factory=DomainPretrainConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -153,7 +176,7 @@ def check(config: Config) -> list[str]:
         value = getattr(getattr(config, group), key)
         if not low <= value < high:
             problems.append(f"{group}.{key}={value}: must be at least {low} and below {high}")
-    for group, key in (("study", "timeout"), ("trainer", "learning_rate"), ("trainer", "max_grad_norm")):
+    for group, key in _POSITIVE:
         value = getattr(getattr(config, group), key)
         if value is not None and value <= 0:
             problems.append(f"{group}.{key}={value}: must be above 0")
@@ -169,6 +192,11 @@ def check(config: Config) -> list[str]:
         problems.append(
             f"model={config.model.name} takes {config.model.modality}, dataset={config.dataset.name} holds "
             f"{config.dataset.modality}: choose a pair of one modality"
+        )
+    if config.domain_pretrain.epochs > 0 and config.model.modality != "text":
+        problems.append(
+            f"domain_pretrain.epochs={config.domain_pretrain.epochs}: it trains on text, and model={config.model.name} "
+            f"takes {config.model.modality}; allowed is 0"
         )
     return problems
 
@@ -195,11 +223,24 @@ _MINIMA = (
     ("dataset", "validation_size", 2),
     ("dataset", "test_size", 2),
     ("dataset", "max_length", 2),
+    ("pseudo_label", "rounds", 0),
+    ("pseudo_label", "size", 1),
+    ("domain_pretrain", "epochs", 0),
+    ("domain_pretrain", "batch_size", 1),
+    ("domain_pretrain", "size", 1),
+)
+_POSITIVE = (
+    ("study", "timeout"),
+    ("trainer", "learning_rate"),
+    ("trainer", "max_grad_norm"),
+    ("domain_pretrain", "learning_rate"),
 )
 _INTERVALS = (
     ("trainer", "warmup_ratio", 0, 1),
     ("study", "max_failure_rate", 0, 1),
     ("report", "confidence", 0.5, 1),
+    ("pseudo_label", "threshold", 0, 1),
+    ("domain_pretrain", "mask_probability", 0.01, 1),
 )
 _CHOICES = (
     ("model", "source", MODEL_SOURCES),

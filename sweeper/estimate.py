@@ -6,15 +6,19 @@ import itertools
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sweeper import schema
 from sweeper.data.tokenize import TokenizedSplit
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
+from sweeper.training.domain_pretrain import DomainPretraining, pretrain_language_model
+from sweeper.training.pseudo_label import PseudoLabelling
 from sweeper.training.trainer import EVAL_BATCH_SIZE, stage_epochs
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "estimate_pretraining"]
 
 TIMED_STEPS = 6
 WARM_UP_STEPS = 2
@@ -35,7 +39,9 @@ class Estimate:
     seconds: float
 
 
-def estimate(task: Task, spec: StrategySpec, n_trials: int, final_seeds: int) -> Estimate:
+def estimate(
+    task: Task, spec: StrategySpec, n_trials: int, final_seeds: int, pseudo_label: PseudoLabelling
+) -> Estimate:
     """Train a few steps of the largest configuration, on examples of every length, and multiply.
 
     Args:
@@ -43,6 +49,7 @@ def estimate(task: Task, spec: StrategySpec, n_trials: int, final_seeds: int) ->
         spec: the strategy and its space.
         n_trials: trials of the study.
         final_seeds: finals of the study.
+        pseudo_label: its rounds are counted as if all unlabelled items joined the train split.
     """
     lowest, highest = spec.corners()
     low, high = (task.prepare(spec.build(corner)[0], seed=0)[1] for corner in (lowest, highest))
@@ -59,20 +66,28 @@ def estimate(task: Task, spec: StrategySpec, n_trials: int, final_seeds: int) ->
     )
     train_steps = math.ceil(len(train) / batch)
     evaluation_step = math.inf
-    seconds = 0.0  # of one run
+    train_step = 0.0  # of all epochs of one run
     for of_stage, epochs in zip(_cut(marks, len(stages)), stage_epochs(stages, task.settings.epochs), strict=True):
         steps = [after - before for before, after in itertools.pairwise(of_stage)]
         timed_train = steps[min(WARM_UP_STEPS, train_steps - 2) : train_steps - 1] or steps
         evaluation_step = min(evaluation_step, statistics.median(steps[train_steps - 1 :] or timed_train))
-        seconds += epochs * statistics.median(timed_train) * math.ceil(len(task.train) / batch)
-    seconds += task.settings.epochs * evaluation_step * math.ceil(len(task.validation) / EVAL_BATCH_SIZE)
+        train_step += epochs * statistics.median(timed_train)
+    evaluations = task.settings.epochs * evaluation_step * math.ceil(len(task.validation) / EVAL_BATCH_SIZE)
+
+    def training(examples: int) -> float:
+        return train_step * math.ceil(examples / batch) + evaluations
+
+    available = len(task.dataset.unlabelled)
+    unlabelled = available if pseudo_label.size is None else min(pseudo_label.size, available)
+    labelling = evaluation_step * math.ceil(unlabelled / EVAL_BATCH_SIZE)
+    run = training(len(task.train)) + pseudo_label.rounds * (labelling + training(len(task.train) + unlabelled))
     test = evaluation_step * math.ceil(len(task.test) / EVAL_BATCH_SIZE)
     runs = n_trials + final_seeds
     trainable = sorted((int(low[schema.TRAINABLE_PARAMS]), int(high[schema.TRAINABLE_PARAMS])))
     return Estimate(
         (trainable[0], trainable[1]),
         int(high[schema.TOTAL_PARAMS]),
-        runs * seconds + final_seeds * test,
+        runs * run + final_seeds * test,
     )
 
 
@@ -82,8 +97,24 @@ def _cut(marks: list[float], parts: int) -> list[list[float]]:
     return [marks[part * size : (part + 1) * size] for part in range(parts)]
 
 
+def estimate_pretraining(task: Task, settings: DomainPretraining) -> float:
+    """Seconds of domain pretraining: a few steps of it on texts of every length, and multiply."""
+    examples = task.unlabelled(settings.size, seed=0)
+    few = _few(examples, settings.batch_size * TIMED_STEPS)
+    marks: list[float] = []
+    one_epoch = replace(settings, epochs=1)
+    _, done = pretrain_language_model(task, few, one_epoch, seed=0, on_step=lambda: marks.append(time.perf_counter()))
+    steps = [after - before for before, after in itertools.pairwise(marks)]
+    step = statistics.median(steps[WARM_UP_STEPS:] or steps or [done.seconds])
+    return settings.epochs * step * math.ceil(len(examples) / settings.batch_size)
+
+
 def _spread(split: TokenizedSplit, size: int) -> TokenizedSplit:
-    """A few examples of a split, of all its lengths alike."""
-    by_length = sorted(split.examples, key=lambda example: len(example["input_ids"]))
+    return replace(split, examples=_few(split.examples, size))
+
+
+def _few(examples: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """A few examples, of all their lengths alike."""
+    by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
     step = max(1, len(by_length) // size)
-    return replace(split, examples=by_length[::step][:size])
+    return by_length[::step][:size]

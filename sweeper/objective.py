@@ -19,6 +19,7 @@ from transformers import DataCollatorWithPadding, set_seed
 from strategies import Stage, Strategy, count_parameters, enter_stage
 from sweeper import schema
 from sweeper.data import TextDataset, TextSplit
+from sweeper.data.splits import sample_rows
 from sweeper.data.tokenize import TokenizedSplit, tokenize
 from sweeper.models.additions import WithAdditions
 from sweeper.models.pretrained import Pretrained, load_model
@@ -62,7 +63,10 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A pretrained model on a dataset: loaded and tokenised once, shared by all studies of a comparison."""
+    """A pretrained model on a dataset: loaded and tokenised once, shared by all studies of a comparison.
+
+    ``source`` and ``revision`` say where the model was loaded from; longer texts are cut at ``max_tokens``.
+    """
 
     dataset: TextDataset
     pretrained: Pretrained
@@ -70,6 +74,9 @@ class Task:
     train: TokenizedSplit
     validation: TokenizedSplit
     test: TokenizedSplit
+    source: str | Path
+    revision: str | None
+    max_tokens: int
 
     @classmethod
     def load(
@@ -96,7 +103,15 @@ class Task:
             name: tokenize(getattr(dataset, name), pretrained.processor, limit, by_length=name != "train")
             for name in ("train", "validation", "test")
         }
-        return cls(dataset, pretrained, settings, **tokenized)
+        return cls(dataset, pretrained, settings, **tokenized, source=source, revision=revision, max_tokens=limit)
+
+    def unlabelled(self, size: int | None, seed: int) -> list[dict[str, Any]]:
+        """Tokenised examples without labels, of at most ``size`` of the dataset's unlabelled texts, shortest first."""
+        texts = [self.dataset.unlabelled[row] for row in sample_rows(len(self.dataset.unlabelled), size, seed=seed)]
+        nothing = np.zeros(len(texts), dtype=np.int64)
+        split = TextSplit(texts, labels=nothing, groups=None, items=nothing)
+        tokenized = tokenize(split, self.pretrained.processor, self.max_tokens, by_length=True)
+        return [{key: value for key, value in example.items() if key != "labels"} for example in tokenized.examples]
 
     def prepare(self, strategy: Strategy, seed: int) -> tuple[nn.Module, dict[str, float]]:
         """A fresh model as the strategy wants it, and its sizes by the names of the schema.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from sweeper.config import Config, effective_pooling
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.tracking import versions
+from sweeper.training.domain_pretrain import DomainPretraining
+from sweeper.training.pseudo_label import PseudoLabelling
 
 __all__ = ["Plan", "make_plan"]
 
@@ -34,8 +36,11 @@ class Plan:
         study: name, unique for what is measured unless the user gave one.
         identity: hash of everything that changes what is measured.
         comparison: name of the studies it is compared with.
-        strategy: name of the strategy.
+        strategy: label of the strategy (its name, unless it is given one), with the wrappers around it.
         spec: its fixed values and search space.
+        pseudo_label: self-training around each of its runs; 0 rounds = none.
+        domain_pretrain: language modelling before all of them; 0 epochs = none.
+        epochs: the most epochs of one run, over all its rounds.
         n_trials: total of completed, pruned, diverged and failed trials.
         timeout: seconds after which no trial starts, or None.
         seed: the study's.
@@ -56,6 +61,9 @@ class Plan:
     comparison: str
     strategy: str
     spec: StrategySpec
+    pseudo_label: PseudoLabelling
+    domain_pretrain: DomainPretraining
+    epochs: int
     n_trials: int
     timeout: float | None
     seed: int
@@ -94,27 +102,31 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["model"] = {key: value for key, value in measured["model"].items() if key != "path"}
     measured["model"]["pooling"] = effective_pooling(config.model)
     descriptions = measured["dataset"].pop("label_descriptions")
-    strategy = measured.pop("strategy")
+    strategy = {key: value for key, value in measured.pop("strategy").items() if key != "label"}
+    wrappers = _wrappers(measured, config, dataset.unlabelled)
     if not spec.cls.trains:
-        strategy["label_descriptions"] = descriptions
+        strategy["label_descriptions"], wrappers = descriptions, {}
     shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
     model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
     prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"
     comparison = f"{prefix}-{_digest(shared)}"
-    identity = _digest({**measured, "strategy": strategy})
-    name = config.study.name or f"{prefix}-{spec.cls.name}-{identity}"
+    identity = _digest({**measured, **wrappers, "strategy": strategy})
+    label = "+".join([spec.label or spec.cls.name, *wrappers])
+    name = config.study.name or f"{prefix}-{_slug(label)}-{identity}"
+    pseudo, domain = config.pseudo_label, config.domain_pretrain
+    pseudo_label = PseudoLabelling(rounds=pseudo.rounds, threshold=pseudo.threshold, size=pseudo.size)
     tags = {
         schema.TAG_COMPARISON: comparison,
         schema.TAG_STUDY: name,
-        schema.TAG_STRATEGY: spec.cls.name,
+        schema.TAG_STRATEGY: label,
         schema.TAG_MODEL: model,
         schema.TAG_DATASET: config.dataset.name,
     }
     params = {
-        schema.PARAM_STRATEGY: spec.cls.name,
+        schema.PARAM_STRATEGY: label,
         schema.PARAM_MODEL: model,
         schema.PARAM_DATASET: config.dataset.name,
-        schema.PARAM_EPOCHS: config.trainer.epochs,
+        schema.PARAM_EPOCHS: pseudo_label.epochs(config.trainer.epochs),
         schema.PARAM_BATCH_SIZE: config.trainer.batch_size,
         schema.PARAM_TRAIN_SIZE: len(dataset.train),
         schema.PARAM_VALIDATION_SIZE: len(dataset.validation),
@@ -132,8 +144,17 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         study=name,
         identity=identity,
         comparison=comparison,
-        strategy=spec.cls.name,
+        strategy=label,
         spec=spec,
+        pseudo_label=pseudo_label,
+        domain_pretrain=DomainPretraining(
+            epochs=domain.epochs,
+            learning_rate=domain.learning_rate,
+            batch_size=domain.batch_size,
+            mask_probability=domain.mask_probability,
+            size=domain.size,
+        ),
+        epochs=pseudo_label.epochs(config.trainer.epochs),
         n_trials=config.study.n_trials,
         timeout=config.study.timeout,
         seed=config.study.seed,
@@ -158,6 +179,16 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
             ),
         },
     )
+
+
+def _wrappers(measured: dict[str, Any], config: Config, unlabelled: Sequence[str]) -> dict[str, Any]:
+    """Take the wrappers out of what is measured: name -> settings and texts of those that are on, inner one first.
+
+    They are part of a study, as its strategy is, but not of its comparison; one that is off measures nothing.
+    """
+    on = {"pseudo_label": config.pseudo_label.rounds > 0, "domain_pretrain": config.domain_pretrain.epochs > 0}
+    settings = {name: measured.pop(name) for name in on}
+    return {name: {**settings[name], "unlabelled": _digest(unlabelled)} for name, wraps in on.items() if wraps}
 
 
 def _slug(name: str) -> str:

@@ -17,10 +17,11 @@ TAG_COMPARISON: Final = "thawline.comparison"
 TAG_STUDY: Final = "thawline.study"  # not in floor runs
 TAG_STATE: Final = "thawline.state"  # one of STATES
 TAG_REASON: Final = "thawline.reason"  # why a run failed, diverged, was pruned or interrupted; absent otherwise
-TAG_STRATEGY: Final = "thawline.strategy"  # not in floor runs
+TAG_STRATEGY: Final = "thawline.strategy"  # its label with its wrappers, e.g. lora+pseudo_label; not in floor runs
 TAG_MODEL: Final = "thawline.model"
 TAG_DATASET: Final = "thawline.dataset"
 TAG_PARENT: Final = "mlflow.parentRunId"
+TAG_PSEUDO_LABEL: Final = "thawline.pseudo_label"  # trial, final: why a round added nothing and was the last
 
 # --- tags of study runs ------------------------------------------------------------------------------------------
 TAG_COMMAND: Final = "thawline.command"  # the command that reproduces the study
@@ -62,6 +63,9 @@ VALIDATION_MACRO_F1: Final = "validation_macro_f1"
 SAMPLES_PER_SECOND: Final = "train_samples_per_second"
 EPOCH_METRICS: Final = (TRAIN_LOSS, VALIDATION_LOSS, VALIDATION_ACCURACY, VALIDATION_MACRO_F1, SAMPLES_PER_SECOND)
 
+# --- a metric with rounds of pseudo-labelling as steps, in trial and final runs ----------------------------------
+PSEUDO_LABELLED: Final = "pseudo_labelled"  # unlabelled items whose prediction reached the threshold
+
 # --- single metrics, in trial and final runs ---------------------------------------------------------------------
 BEST_EPOCH: Final = "best_epoch"  # 1-based; chosen on validation
 BEST_VALIDATION_ACCURACY: Final = "best_validation_accuracy"
@@ -94,7 +98,9 @@ TEST_LOSS: Final = "test_loss"
 TEST_SAMPLES_PER_SECOND: Final = "test_samples_per_second"
 
 # --- metrics of study runs ---------------------------------------------------------------------------------------
-TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state
+TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state, and domain pretraining
+DOMAIN_PRETRAIN_SECONDS: Final = "domain_pretrain_seconds"  # in tuning_seconds; also where another study trained it
+DOMAIN_PRETRAIN_LOSS: Final = "domain_pretrain_loss"  # the language model's mean training loss in its last epoch
 N_TRIALS: Final = "n_trials"  # the total asked for; a metric, because it may grow
 FINAL_SEEDS: Final = "final_seeds"  # the number of finals asked for; likewise
 COUNT_PREFIX: Final = "trials_"  # trials_complete, trials_pruned, trials_diverged, trials_failed, trials_interrupted

@@ -30,11 +30,13 @@ class StrategySpec:
         cls: the strategy's class.
         fixed: field -> value; ``learning_rate`` may be among them.
         space: field -> distribution, in the YAML's order.
+        label: what tables call it instead of its name, or None.
     """
 
     cls: type[Strategy]
     fixed: dict[str, Any]
     space: dict[str, BaseDistribution]
+    label: str | None = None
 
     def build(self, searched: Mapping[str, Any]) -> tuple[Strategy, float]:
         """The strategy and the learning rate of one configuration; 0 for a strategy that trains nothing.
@@ -67,7 +69,7 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
     cls = STRATEGIES[name]
     hints = get_type_hints(cls)
     allowed = {f.name: hints[f.name] for f in fields(cls)}
-    given = {key: value for key, value in raw.items() if key not in ("name", "search_space")}
+    given = {key: value for key, value in raw.items() if key not in ("name", "label", "search_space")}
     declared = {key: value for key, value in (raw.get("search_space") or {}).items() if not _is_empty(value)}
     fixed = {key: _joined(value) for key, value in given.items() if value is not None}
     if learning_rate is not None:
@@ -97,12 +99,15 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
         problems.append(f"strategy={name} trains nothing: {', '.join(searched)} cannot be set or searched")
     if cls.trains and LEARNING_RATE not in fixed and LEARNING_RATE not in declared:
         problems.append("no learning rate: set trainer.learning_rate, or strategy.search_space.learning_rate")
+    label = raw.get("label")
+    if label is not None and not (isinstance(label, str) and label.strip()):
+        problems.append(f"strategy.label={label}: must be a name, or null for the strategy's own")
     unset = [f.name for f in fields(cls) if f.default is MISSING and f.name not in {*fixed, *declared}]
     problems += [f"strategy.{key} has no value: set it, or strategy.search_space.{key}" for key in unset]
     if problems:
         return None, problems
 
-    spec = StrategySpec(cls, fixed, space)
+    spec = StrategySpec(cls, fixed, space, label)
     lowest, highest = spec.corners()
     each_choice = [
         {**lowest, key: choice}

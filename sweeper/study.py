@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from sweeper.errors import StudyError
 from sweeper.interruption import Interrupted, StopSignal
 from sweeper.objective import Run, Task, derive_seed
 from sweeper.plan import Plan
-from sweeper.progress import Progress
+from sweeper.progress import Progress, duration
 from sweeper.tracking import Tracker
+from sweeper.training.domain_pretrain import domain_pretrain
+from sweeper.training.pseudo_label import Round, self_train
 from sweeper.training.trainer import Diverged, EpochRecord
 
 __all__ = ["finished_trials", "run_study"]
@@ -41,7 +43,7 @@ ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 # Attributes in Optuna: of trials ...
 _STATE, _REASON, _INDEX, _RUN, _SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
 # ... and of studies.
-_FINAL, _IDENTITY = "final", "identity"
+_FINAL, _IDENTITY, _LOST_SECONDS = "final", "identity", "domain_pretrain_lost_seconds"
 
 
 def run_study(
@@ -64,7 +66,7 @@ def run_study(
         study_name=plan.study,
         storage=storage,
         direction="maximize" if plan.maximize else "minimize",
-        pruner=_pruner(plan.pruner, task.settings.epochs),
+        pruner=_pruner(plan.pruner, plan.epochs),
         load_if_exists=True,
     )
     if study.user_attrs.setdefault(_IDENTITY, plan.identity) != plan.identity:
@@ -98,6 +100,8 @@ class _StudyRunner:
         self.progress = progress
         self.models_dir = models_dir
         self.parent = ""
+        self.unlabelled: list[dict[str, Any]] = []
+        self.pretraining: dict[str, float] = {}
         self.started = time.monotonic()
 
     def run(self, stop: StopSignal) -> None:
@@ -106,6 +110,7 @@ class _StudyRunner:
         self.parent = self._open_parent()
         state, reason = schema.STATE_FAILED, ""
         try:
+            self._wrap(stop)
             in_time = self._trials(stop)
             self._finals(stop)
             state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
@@ -117,6 +122,49 @@ class _StudyRunner:
             raise
         finally:
             self.tracker.finish(self.parent, state, reason=reason, metrics=self._totals())
+
+    # --- wrappers ------------------------------------------------------------------------------------------------
+
+    def _wrap(self, stop: StopSignal) -> None:
+        """Train the backbone on the domain, or find it trained; tokenise what trials pseudo-label."""
+        pseudo_label, pretraining = self.plan.pseudo_label, self.plan.domain_pretrain
+        if pseudo_label.rounds:
+            seed = derive_seed(self.plan.seed, "pseudo_label")
+            self.unlabelled = self.task.unlabelled(pseudo_label.size, seed)
+        if not pretraining.epochs:
+            return
+        lost = self.study.user_attrs.get(_LOST_SECONDS, 0.0)
+        started = time.perf_counter()
+        try:
+            self.task, done = domain_pretrain(
+                self.task,
+                pretraining,
+                seed=derive_seed(self.plan.seed, "domain_pretrain"),
+                models_dir=self.models_dir,
+                on_start=lambda texts: self.progress.note(
+                    f"Domain pretraining: {texts:,} texts, {pretraining.epochs} epochs ..."
+                ),
+                on_step=stop.check,
+            )
+        except (Interrupted, KeyboardInterrupt):
+            lost += time.perf_counter() - started
+            self.study.set_user_attr(_LOST_SECONDS, lost)
+            self.pretraining = {schema.DOMAIN_PRETRAIN_SECONDS: lost}
+            raise
+        self.pretraining = {
+            schema.DOMAIN_PRETRAIN_SECONDS: lost + done.seconds,
+            schema.DOMAIN_PRETRAIN_LOSS: done.losses[-1],
+        }
+        self.progress.note(f"Domain pretraining: {duration(done.seconds)}, loss {done.losses[-1]:.3f}")
+
+    def _on_round(self, run_id: str) -> Callable[[Round], None]:
+        def on_round(labelling: Round) -> None:
+            self.tracker.log_metrics(run_id, {schema.PSEUDO_LABELLED: labelling.labelled}, labelling.number)
+            if labelling.ended:
+                self.tracker.set_tags(run_id, {schema.TAG_PSEUDO_LABEL: labelling.ended})
+                self.progress.note(f"    {labelling.ended}")
+
+        return on_round
 
     # --- trials --------------------------------------------------------------------------------------------------
 
@@ -164,17 +212,21 @@ class _StudyRunner:
             score = getattr(record, self.plan.metric)
             self.progress.epoch(record, score)
             trial.report(score, record.epoch)
-            if record.epoch < self.task.settings.epochs and trial.should_prune():
+            if record.epoch < self.plan.epochs and trial.should_prune():
                 raise optuna.TrialPruned(f"{score:.4f} after epoch {record.epoch}")
 
         try:
-            run = self.task.run(
+            run = self_train(
+                self.task,
                 self.plan.spec,
                 trial.params,
+                settings=self.plan.pseudo_label,
+                unlabelled=self.unlabelled,
                 seed=seed,
                 on_epoch=on_epoch,
                 on_step=stop.check,
                 on_sizes=lambda sizes: self.tracker.log_metrics(run_id, sizes),
+                on_round=self._on_round(run_id),
             )
             state, value, metrics = schema.STATE_COMPLETE, getattr(run.fit.best, self.plan.metric), run.metrics()
         except optuna.TrialPruned as pruned:
@@ -182,7 +234,7 @@ class _StudyRunner:
         except Diverged as diverged:
             # TPE learns nothing from a failed trial; from a pruned one with a worst score it learns to keep away.
             state, reason = schema.STATE_DIVERGED, str(diverged)
-            trial.report(0.0 if self.plan.maximize else WORST_LOSS, len(history) + 1)
+            trial.report(0.0 if self.plan.maximize else WORST_LOSS, history[-1].epoch + 1 if history else 1)
         except (torch.OutOfMemoryError, MemoryError) as error:
             reason = f"out of memory: {error}"
         except (Interrupted, KeyboardInterrupt) as error:
@@ -304,7 +356,17 @@ class _StudyRunner:
             self.progress.epoch(record, getattr(record, self.plan.metric))
 
         try:
-            run = self.task.run(self.plan.spec, best.params, seed=seed, on_epoch=on_epoch, on_step=stop.check)
+            run = self_train(
+                self.task,
+                self.plan.spec,
+                best.params,
+                settings=self.plan.pseudo_label,
+                unlabelled=self.unlabelled,
+                seed=seed,
+                on_epoch=on_epoch,
+                on_step=stop.check,
+                on_round=self._on_round(run_id),
+            )
             scores = self.task.score_test(run)
             metrics = {**run.metrics(), **scores.metrics}
             self.tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, scores.predictions)
@@ -392,7 +454,11 @@ class _StudyRunner:
         }
         totals[schema.N_TRIALS] = self.plan.n_trials
         totals[schema.FINAL_SEEDS] = self.plan.final_seeds
-        totals[schema.TUNING_SECONDS] = sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in trials)
+        totals |= self.pretraining
+        totals[schema.TUNING_SECONDS] = sum(
+            [trial.user_attrs.get(_SECONDS, 0.0) for trial in trials],
+            self.pretraining.get(schema.DOMAIN_PRETRAIN_SECONDS, 0.0),
+        )
         if (best := self._best_value()) is not None:
             totals[_best_metric(self.plan.metric)] = best
         return totals

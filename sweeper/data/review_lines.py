@@ -50,7 +50,8 @@ class Line(NamedTuple):
 def load(*, train_size: int | None, validation_size: int | None, test_size: int | None, seed: int = 42) -> TextDataset:
     """Load the dataset with as many lines per split as asked; ``None`` takes all of the split's pool.
 
-    Lines keep the order of the file, which is by film: shuffle before training.
+    Lines keep the order of the file, which is by film: shuffle before training. The lines of the train pool that are
+    not taken are the unlabelled texts.
 
     Raises:
         DataError: a size is larger than its pool, or too small to hold both classes.
@@ -69,7 +70,8 @@ def load(*, train_size: int | None, validation_size: int | None, test_size: int 
         for split, rows in taken.items()
     }
     pool_sizes = {split: len(rows) for split, rows in pools.items()}
-    return assemble("review_lines", LABEL_NAMES, splits, pool_sizes=pool_sizes, source=source)
+    unlabelled = [lines[row].text for row in np.setdiff1d(pools["train"], taken["train"])]
+    return assemble("review_lines", LABEL_NAMES, splits, pool_sizes=pool_sizes, source=source, unlabelled=unlabelled)
 
 
 @functools.lru_cache(maxsize=1)  # trials of one process load the same dataset again and again

@@ -18,6 +18,7 @@ from sweeper.errors import DataError
 __all__ = [
     "carve_validation",
     "group_split",
+    "sample_rows",
     "sample_splits",
     "size_problem",
     "stratified_subsample",
@@ -111,6 +112,15 @@ def stratified_subsample(labels: np.ndarray, size: int, *, seed: int) -> np.ndar
         seen[label] += 1
         queue.append((turn, place, row))
     return np.sort(np.array([row for _, _, row in sorted(queue)[:size]], dtype=np.int64))
+
+
+def sample_rows(rows: int, size: int | None, *, seed: int) -> list[int]:
+    """Sorted numbers of at most ``size`` of so many rows, whatever they hold; ``None`` takes all.
+
+    Samples are nested: with the same seed, a smaller one is a subset of a larger one.
+    """
+    order = sorted(range(rows), key=lambda row: _hash(seed, row))
+    return sorted(order[:size])
 
 
 def carve_validation(

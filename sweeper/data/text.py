@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,9 @@ class TextDataset:
         summary: values that JSON can hold. By split: ``sizes``, ``pool_sizes``, ``class_counts``, ``class_shares``,
             ``words`` (mean, median, p95 and max per text), ``groups``. For all: ``duplicates_across_splits`` (texts
             that occur in more than one split, apart from case and punctuation), ``source`` (what the loader did to the
-            raw rows) and ``warnings``, a list of sentences.
+            raw rows), ``unlabelled`` (how many texts) and ``warnings``, a list of sentences.
+        unlabelled: texts of the training side that are in no split, their labels dropped; never one that occurs in
+            validation or test. Empty where the train split takes the whole pool.
     """
 
     name: str
@@ -72,6 +74,7 @@ class TextDataset:
     test: TextSplit
     fingerprint: str
     summary: dict[str, Any]
+    unlabelled: list[str] = field(default_factory=list)
 
 
 def assemble(
@@ -81,6 +84,7 @@ def assemble(
     *,
     pool_sizes: Mapping[str, int] | None = None,
     source: Mapping[str, Any] | None = None,
+    unlabelled: Iterable[str] = (),
 ) -> TextDataset:
     """Put the splits ``train``, ``validation`` and ``test`` together, with their fingerprint and summary.
 
@@ -90,7 +94,11 @@ def assemble(
         splits: the three splits by name.
         pool_sizes: rows each split was sampled from; the splits' own sizes by default.
         source: what the loader did to the raw rows, for the summary.
+        unlabelled: texts of the training side without their labels; those that occur in validation or test, apart
+            from case and punctuation, are left out.
     """
+    held_out = {text_key(text) for split in ("validation", "test") for text in splits[split].texts}
+    unlabelled = [text for text in unlabelled if text_key(text) not in held_out]
     sizes = {split: len(splits[split]) for split in SPLITS}
     summary: dict[str, Any] = {
         "name": name,
@@ -101,6 +109,7 @@ def assemble(
         "words": {split: _words(splits[split].texts) for split in SPLITS},
         "groups": {split: None if (g := splits[split].groups) is None else len(set(g)) for split in SPLITS},
         "duplicates_across_splits": _shared({split: map(text_key, splits[split].texts) for split in SPLITS}),
+        "unlabelled": len(unlabelled),
         "source": dict(source or {}),
     }
     summary["class_shares"] = {
@@ -116,6 +125,7 @@ def assemble(
         test=splits["test"],
         fingerprint=_fingerprint(splits),
         summary=summary,
+        unlabelled=unlabelled,
     )
 
 

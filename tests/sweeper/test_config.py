@@ -142,6 +142,14 @@ def test_every_key_of_a_search_space_can_be_overridden(overrides: list[str]) -> 
     assert mistakes == []
 
 
+@pytest.mark.parametrize("label", ["7", "''", "[a]"])
+def test_a_label_is_a_name(label: str) -> None:
+    raw: Any = OmegaConf.to_container(composed(f"strategy.label={label}").strategy, resolve=True)  # type: ignore[call-overload]
+    spec, mistakes = parse_strategy(raw, None)
+    assert spec is None
+    assert len(mistakes) == 1 and mistakes[0].startswith("strategy.label=")
+
+
 def test_a_comparison_gives_a_strategys_key_to_those_that_have_it() -> None:
     given = ["strategy.rank=8", "strategy.head_lr_multiplier=2", "strategy.nothing=1", "study.n_trials=2"]
     frozen, lora = for_strategies(given, ["frozen", "lora"], config_dir())

@@ -88,6 +88,8 @@ def test_what_is_measured_changes_both_names(plan: Any, override: str) -> None:
         ["strategy.dropout=0.1"],
         ["strategy.search_space.learning_rate.high=1e-2"],
         ["strategy.search_space.learning_rate=null", "trainer.learning_rate=1e-3"],
+        ["pseudo_label.rounds=1"],
+        ["domain_pretrain.epochs=1"],
     ],
 )
 def test_a_strategys_own_settings_change_its_study_only(plan: Any, overrides: list[str]) -> None:
@@ -110,6 +112,27 @@ def test_other_weights_are_another_study(plan: Any, tiny_checkpoint: Path, tmp_p
 def test_names_hold_model_dataset_and_strategy(plan: Any) -> None:
     assert plan().study.startswith("tiny_bert-review_lines-lora-")
     assert plan().comparison.startswith("tiny_bert-review_lines-")
+
+
+def test_wrappers_that_are_off_do_not_change_the_names(plan: Any) -> None:
+    same = plan("pseudo_label.threshold=0.5", "pseudo_label.size=10", "domain_pretrain.learning_rate=1e-3")
+    assert same.study == plan().study
+    on = plan("pseudo_label.rounds=1")
+    assert on.study != plan("pseudo_label.rounds=1", "pseudo_label.threshold=0.5").study
+    assert on.study == plan("pseudo_label.rounds=1", "domain_pretrain.batch_size=8").study
+
+
+def test_labels_name_rows_and_studies_but_measure_nothing(plan: Any) -> None:
+    assert plan().strategy == "lora"
+    wrapped = plan("pseudo_label.rounds=2", "domain_pretrain.epochs=1")
+    assert wrapped.strategy == "lora+pseudo_label+domain_pretrain"
+    assert wrapped.study.startswith("tiny_bert-review_lines-lora_pseudo_label_domain_pretrain-")
+    assert (wrapped.epochs, wrapped.params["epochs"]) == (9, 9)
+    mine = plan("strategy.label='LoRA / mine'", "pseudo_label.rounds=1")
+    assert mine.strategy == mine.tags["thawline.strategy"] == mine.params["strategy"] == "LoRA / mine+pseudo_label"
+    assert mine.study.startswith("tiny_bert-review_lines-LoRA_mine_pseudo_label-"), "safe as a file's name"
+    assert mine.identity == plan("pseudo_label.rounds=1").identity
+    assert mine.comparison == plan().comparison
 
 
 def test_seeds_are_fixed_and_differ_by_every_part() -> None:

@@ -40,6 +40,15 @@ def test_the_pools_are_large_enough_and_hold_the_known_lines(full):
     }
 
 
+def test_unlabelled_is_what_the_train_split_leaves_of_its_pool(full, thousand):
+    assert full.unlabelled == []
+    assert len(thousand.unlabelled) == thousand.summary["unlabelled"] == 8951 - 1000
+    assert not set(thousand.unlabelled) & set(thousand.train.texts)
+    assert set(thousand.unlabelled) | set(thousand.train.texts) == set(full.train.texts)
+    held_out = {text_key(text) for split in (full.validation, full.test) for text in split.texts}
+    assert not held_out & {text_key(text) for text in thousand.unlabelled}
+
+
 def test_no_film_and_no_line_is_on_two_sides(full):
     films = [set(getattr(full, name).groups) for name in SPLITS]
     keys = [{text_key(text) for text in getattr(full, name).texts} for name in SPLITS]

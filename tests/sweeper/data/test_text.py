@@ -47,3 +47,13 @@ def test_the_fingerprint_sees_texts_and_labels():
 def test_columns_of_different_length_are_refused():
     with pytest.raises(ValueError, match="differ in length"):
         TextSplit(["a", "b"], np.array([0]), None, np.array([0, 1]))
+
+
+def test_unlabelled_texts_of_validation_and_test_are_left_out():
+    def split(*texts: str) -> TextSplit:
+        return TextSplit(list(texts), np.arange(len(texts)) % 2, None, np.arange(len(texts)))
+
+    splits = {"train": split("a", "b"), "validation": split("Held out.", "c"), "test": split("d", "seen?")}
+    made = assemble("mine", ["x", "y"], splits, unlabelled=["new", "held out", "SEEN", "other"])
+    assert made.unlabelled == ["new", "other"]
+    assert made.fingerprint == assemble("mine", ["x", "y"], splits).fingerprint, "comparisons do not depend on them"

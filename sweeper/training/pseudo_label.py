@@ -1,0 +1,138 @@
+"""Self-training around any strategy: what a trained model is sure about joins the train split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sweeper.data.tokenize import TokenizedSplit
+from sweeper.objective import Run, Task
+from sweeper.search_space import StrategySpec
+from sweeper.training.trainer import EpochRecord, FitResult
+
+__all__ = ["PseudoLabelling", "Round", "self_train"]
+
+
+@dataclass(frozen=True)
+class PseudoLabelling:
+    """What stays the same over the trials of a study; the keys of ``PseudoLabelConfig`` in ``sweeper/config.py``."""
+
+    rounds: int
+    threshold: float
+    size: int | None
+
+    def epochs(self, of_one_training: int) -> int:
+        """The most epochs of a run: those of the first training and of one more per round."""
+        return (1 + self.rounds) * of_one_training
+
+
+@dataclass(frozen=True)
+class Round:
+    """The labelling that opens a round.
+
+    Attributes:
+        number: 1 is the round after the first training.
+        labelled: unlabelled items whose prediction reaches the threshold.
+        ended: why the round trains nothing and is the last; empty otherwise.
+    """
+
+    number: int
+    labelled: int
+    ended: str = ""
+
+
+def self_train(
+    task: Task,
+    spec: StrategySpec,
+    configuration: Mapping[str, Any],
+    *,
+    settings: PseudoLabelling,
+    unlabelled: Sequence[Mapping[str, Any]],
+    seed: int,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_step: Callable[[], None] = lambda: None,
+    on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
+    on_round: Callable[[Round], None] = lambda done: None,
+) -> Run:
+    """Train one configuration, then, in each round, again on the train split and on confident predictions.
+
+    Pseudo-labels after Lee (2013), "Pseudo-Label: the simple and efficient semi-supervised learning method", in rounds
+    of a teacher and a student: with the weights of its best epoch, the model of the round before predicts every
+    unlabelled item x, and the next one is trained anew, from the pretrained weights and the same seed, on the train
+    split and on
+
+        {(x, argmax_c p(c | x)) : max_c p(c | x) >= threshold}.
+
+    Labels are given anew in each round, so that a later model can take back what an earlier one got wrong. Where no
+    item reaches the threshold, or the labels are those of the round before, training would only repeat itself: the
+    rounds end there. The best epoch of all rounds, by the validation split, is what the run keeps.
+
+    The epochs of round r go on at ``r * epochs + 1``, even where the round before stopped early: an epoch's number
+    means the same in every trial, so that a pruner compares like with like.
+
+    Args:
+        task: model and data; its train split alone grows.
+        spec: the strategy and its fixed values.
+        configuration: the searched values.
+        settings: 0 rounds train once, as :meth:`~sweeper.objective.Task.run` does.
+        unlabelled: tokenised examples without labels.
+        seed: see :meth:`~sweeper.objective.Task.run`.
+        on_epoch: called with the epochs of all rounds; may raise to end the run (pruning).
+        on_step: called between steps, those of labelling too; may raise to end the run (interruption).
+        on_sizes: called with the model's sizes before the first training.
+        on_round: called when the items of a round are labelled.
+
+    Raises:
+        Diverged: a loss is not finite, in whichever round.
+    """
+    best = task.run(spec, configuration, seed=seed, on_epoch=on_epoch, on_step=on_step, on_sizes=on_sizes)
+    last, history, seconds, memory = best, list(best.fit.history), best.fit.train_seconds, best.fit.peak_memory_mb
+    labelled: list[dict[str, Any]] = []
+    for number in range(1, settings.rounds + 1):
+        started = time.perf_counter()
+        before, labelled = labelled, _label(last, unlabelled, settings.threshold)
+        seconds += time.perf_counter() - started
+        if labelled == before:
+            why = "the same labels as in the round before" if labelled else f"no item reaches {settings.threshold:g}"
+            on_round(Round(number, len(labelled), f"pseudo-label round {number} added nothing: {why}"))
+            break
+        on_round(Round(number, len(labelled)))
+        offset = number * task.settings.epochs
+
+        def later(record: EpochRecord, offset: int = offset) -> EpochRecord:
+            return replace(record, epoch=offset + record.epoch)
+
+        examples = [*task.train.examples, *labelled]
+        train = TokenizedSplit(examples, np.arange(len(examples)), task.train.truncated)
+        last = replace(task, train=train).run(
+            spec, configuration, seed=seed, on_epoch=lambda record: on_epoch(later(record)), on_step=on_step
+        )
+        last.fit = replace(last.fit, best=later(last.fit.best), history=[later(record) for record in last.fit.history])
+        history += last.fit.history
+        seconds += last.fit.train_seconds
+        memory = max(memory, last.fit.peak_memory_mb)
+        if _better(last.fit, best.fit, task):
+            best = last
+    best.fit = replace(best.fit, history=history, train_seconds=seconds, peak_memory_mb=memory)
+    return best
+
+
+def _label(run: Run, unlabelled: Sequence[Mapping[str, Any]], threshold: float) -> list[dict[str, Any]]:
+    """The examples that the model is sure about, with the class it predicts as their label."""
+    logits = run.fit.trainer.predict(unlabelled).predictions  # type: ignore[arg-type]
+    probabilities, classes = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), -1).max(-1)
+    return [
+        {**example, "labels": label}
+        for example, probability, label in zip(unlabelled, probabilities.tolist(), classes.tolist(), strict=True)
+        if probability >= threshold
+    ]
+
+
+def _better(fit: FitResult, than: FitResult, task: Task) -> bool:
+    score, other = (getattr(result.best, task.settings.metric) for result in (fit, than))
+    return bool(score > other if task.settings.maximize else score < other)
