@@ -221,7 +221,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
         rows.append(
             [
                 _name(label, verdict),
-                formats.count(row["trainable_params"]),
+                _trainable(row),
                 formats.percent(row["trainable_pct"]),
                 formats.MISSING if pd.isna(head) or pd.isna(backbone) else parts,
                 _accuracy(row),
@@ -233,9 +233,17 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
         )
     for row in (dict(floor) for _, floor in table[table["kind"] == "floor"].iterrows()):
         name = f"*{formats.escape(floor_name(str(row['strategy'])))}*"
-        blank = [formats.MISSING] * 3
-        rows.append([name, *blank, _accuracy(row), formats.MISSING, formats.score(row["test_macro_f1"]), *blank[:2]])
+        blank = [formats.MISSING] * 2
+        size = formats.count(row["trainable_params"])
+        rows.append([name, size, *blank, _accuracy(row), blank[0], formats.score(row["test_macro_f1"]), *blank])
     return formats.markdown_table(header, rows)
+
+
+def _trainable(row: dict[str, Any]) -> str:
+    """Parameters of the largest stage, and their mean over the epochs where the stages differ."""
+    peak, mean = row["trainable_params"], row["trainable_params_mean"]
+    differs = pd.notna(mean) and pd.notna(peak) and mean < 0.995 * peak
+    return f"{formats.count(peak)} (mean {formats.count(mean)})" if differs else formats.count(peak)
 
 
 def _cost_markdown(table: pd.DataFrame, verdict: Verdict) -> str:

@@ -81,11 +81,12 @@ def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
 def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.DataFrame:
     """One row per strategy, fewest trainable parameters first, then one row per floor.
 
-    Columns: ``strategy`` (a floor's name in its row), ``kind`` (``strategy`` or ``floor``), ``trainable_params`` and
-    its ``_head`` and ``_backbone`` parts, ``total_params``, ``trainable_pct``, ``test_accuracy`` with ``_low`` and
-    ``_high``, ``interval_method``, ``test_macro_f1``, ``seeds`` (finals counted), ``seeds_asked``,
-    ``best_validation_accuracy`` (of the winning trial), ``train_seconds`` (mean per final), ``tuning_seconds``,
-    ``trials`` (finished), ``stored_bytes``, ``peak_memory_mb`` (highest of the finals). Sizes come from the finals,
+    Columns: ``strategy`` (a floor's name in its row), ``kind`` (``strategy`` or ``floor``), ``trainable_params`` (of
+    the stage that trains the most) with its ``_mean`` over epochs and its ``_head`` and ``_backbone`` parts,
+    ``total_params``, ``trainable_pct``, ``test_accuracy`` with ``_low`` and ``_high``, ``interval_method``,
+    ``test_macro_f1``, ``seeds`` (finals counted), ``seeds_asked``, ``best_validation_accuracy`` (of the winning trial),
+    ``train_seconds`` (mean per final), ``tuning_seconds``, ``trials`` (finished), ``stored_bytes``, ``peak_memory_mb``
+    (highest of the finals). Sizes come from the finals,
     from the winning trial where there are none.
 
     Raises:

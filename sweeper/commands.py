@@ -84,7 +84,8 @@ _FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF + LR", "zero_sh
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["kind"] == "floor":
-        return (_FLOORS.get(row["strategy"], row["strategy"]), "", f"{row['test_accuracy']:.3f}", _interval(row), "")
+        size = "" if math.isnan(row["trainable_params"]) else f"{row['trainable_params']:,.0f}"
+        return (_FLOORS.get(row["strategy"], row["strategy"]), size, f"{row['test_accuracy']:.3f}", _interval(row), "")
     tested = not math.isnan(row["test_accuracy"])
     seconds = [row["tuning_seconds"], row["train_seconds"] * row["seeds"]]
     return (
