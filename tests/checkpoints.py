@@ -98,6 +98,23 @@ def _tower(model_type: str, **settings: Any) -> Callable[[Path], None]:
     return save
 
 
+def _two_towers(folder: Path) -> None:
+    """CLIP with both towers and MiniLM's tokenizer."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcessor
+
+    from sweeper.assets import fetch
+
+    tokenizer = AutoTokenizer.from_pretrained(fetch("minilm", progress=False))
+    text = {**_TRANSFORMER, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"eos_token_id": tokenizer.sep_token_id, "bos_token_id": tokenizer.cls_token_id}
+    vision = {**_TRANSFORMER, **_PATCHES}
+    config = AutoConfig.for_model("clip", text_config=text, vision_config=vision, projection_dim=16)
+    AutoModel.from_config(config).save_pretrained(folder)
+    size = {"height": PIXELS, "width": PIXELS}
+    CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 _TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 _PATCHES = {"image_size": PIXELS, "patch_size": 16}
 
@@ -132,6 +149,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
         depths=(1, 2),
         num_heads=(2, 4),
     ),
+    "clip-with-text": _two_towers,
     "vit": _tower("vit", **_TRANSFORMER, **_PATCHES),
     "clip": _tower(
         "clip",

@@ -264,6 +264,29 @@ def test_compare_writes_one_report_over_studies_of_equal_budgets(tmp_path: Path,
     assert len(runs(tmp_path, kind="floor")) == 2
 
 
+def test_zero_shot_is_a_reference_row_that_is_scored_once(tmp_path: Path, tiny: list[str]) -> None:
+    small = [*tiny, "study.n_trials=1", "final.seeds=1"]
+    assert "name another strategy beside it" in run(tmp_path, "sweep", "strategy=zero_shot", *small)
+    text = run(tmp_path, "compare", "strategy=zero_shot,frozen", *small)
+    assert re.search(r"zero-shot +0 +0\.\d{3} +\[0\.\d{3}, 0\.\d{3}\]", text), text
+    (scored,) = runs(tmp_path, strategy="zero_shot").to_dict("records")
+    assert scored["tags.thawline.kind"] == "floor"
+    assert scored["metrics.trainable_params"] == 0
+    (report,) = (tmp_path / "reports").glob("*/report.md")
+    assert "| *zero-shot* | 0 |" in report.read_text()
+    others = run(tmp_path, "sweep", "strategy=zero_shot", *small, "strategy.template='this is {}'")
+    assert "zero_shot: test accuracy" in others, "another template is another reference"
+    assert len(runs(tmp_path, strategy="zero_shot")) == 2
+
+
+def test_a_strategy_that_does_not_apply_is_named_before_anything_starts(tmp_path: Path, tiny: list[str]) -> None:
+    text = run(tmp_path, "compare", "strategy=frozen,adapter,gradual", *tiny, "model.head=native", status=2)
+    assert "error: 2 mistakes:" in text
+    assert "strategy=adapter: " in text and "model.head=linear or mlp" in text
+    assert "strategy=gradual: trainer.epochs=2: must be at least 3, one for each stage" in text
+    assert not (tmp_path / "optuna.db").exists()
+
+
 def test_compare_checks_every_strategy_before_the_first_trial(tmp_path: Path, tiny: list[str]) -> None:
     text = run(tmp_path, "compare", "strategy=frozen,partial", *tiny, status=2)
     assert "strategy=partial: num_blocks=6: the model has 4 blocks" in text
