@@ -34,6 +34,7 @@ from sweeper.errors import ConfigError, StudyError
 from sweeper.models.classifier import without_pooler
 from sweeper.models.pretrained import Pretrained
 from sweeper.objective import Task
+from sweeper.training.trainer import ShuffledBatches
 
 __all__ = ["DomainPretraining", "LanguageModelling", "domain_pretrain", "is_masked", "pretrain_language_model"]
 
@@ -164,7 +165,7 @@ def pretrain_language_model(
     set_seed(seed)
     model = auto.from_pretrained(task.source, revision=task.revision or "main", dtype=torch.float32)
     watch = _Watch(on_step)
-    trainer = Trainer(
+    trainer = _LanguageModelTrainer(
         model=model,
         args=_arguments(settings, task.settings.precision, seed),
         train_dataset=examples,
@@ -178,6 +179,15 @@ def pretrain_language_model(
     started = time.perf_counter()
     trainer.train()
     return model, LanguageModelling(time.perf_counter() - started, watch.losses, len(examples))
+
+
+class _LanguageModelTrainer(Trainer):
+    """transformers' Trainer with batches of similar length in random order."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledBatches:
+        lengths = [len(example["input_ids"]) for example in train_dataset]
+        order = torch.Generator().manual_seed(self.args.seed)
+        return ShuffledBatches(self.args.train_batch_size, lengths=lengths, generator=order)
 
 
 class _Watch(TrainerCallback):
@@ -245,7 +255,6 @@ def _arguments(settings: DomainPretraining, precision: str, seed: int) -> Traini
         weight_decay=WEIGHT_DECAY,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        train_sampling_strategy="group_by_length",
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
         save_strategy="no",

@@ -22,7 +22,16 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
 
-__all__ = ["Diverged", "EpochRecord", "FitResult", "TrainerSettings", "fit", "resolve_precision", "stage_epochs"]
+__all__ = [
+    "Diverged",
+    "EpochRecord",
+    "FitResult",
+    "ShuffledBatches",
+    "TrainerSettings",
+    "fit",
+    "resolve_precision",
+    "stage_epochs",
+]
 
 EVAL_BATCH_SIZE = 64
 Items = Sequence[Mapping[str, Any]]
@@ -207,14 +216,14 @@ class _StrategyTrainer(Trainer):
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         # Its own generator: from the global one dropout draws too, and each strategy another number of times.
-        return _ShuffledBatches(sampler.batch_size, lengths=sampler.lengths, generator=self._order)
+        return ShuffledBatches(sampler.batch_size, lengths=sampler.lengths, generator=self._order)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # The Trainer shuffles evaluation sets when it groups by length; predictions must keep their items' order.
         return SequentialSampler(eval_dataset)
 
 
-class _ShuffledBatches(LengthGroupedSampler):
+class ShuffledBatches(LengthGroupedSampler):
     """Batches of similar length, in random order: transformers' own go from long to short again and again."""
 
     def __iter__(self) -> Iterator[int]:

@@ -73,9 +73,8 @@ def test_wrapped_and_plain_land_in_one_report_as_two_rows(wrapped: tuple[Path, s
     studies = runs(output, kind="study")
     assert studies["tags.thawline.strategy"].tolist() == ["frozen", LABEL]
     assert studies["tags.thawline.comparison"].nunique() == 1
-    assert studies["tags.thawline.study"][1].startswith(
-        "tiny_bert-review_lines-frozen_pseudo_label_domain_pretrain-"
-    ), "safe as a file's name"
+    name = studies["tags.thawline.study"][1]
+    assert "-review_lines-frozen_pseudo_label_domain_pretrain-" in name, "safe as a file's name"
     (report,) = (output / "reports").glob("*/report.md")
     rows = [line for line in report.read_text().splitlines() if line.startswith("|") and "frozen" in line]
     names = {line.split("|")[1].strip(" *").replace("\\", "") for line in rows}
