@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from strategies import NotApplicable, ZeroShot
+from strategies import NotApplicable, Scratch, ZeroShot
 from sweeper import schema
 from sweeper.assets import fetch
 from sweeper.config import Config, check, effective_pooling, natural_direction
@@ -130,6 +130,8 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
         problems += [problem if len(configs) == 1 else f"{raw.get('name')}: {problem}" for problem in mistakes]
         if spec is not None:
             specs.append(spec)
+            if spec.cls is Scratch and config.domain_pretrain.epochs:
+                problems.append(f"strategy={spec.cls.name} throws away what domain_pretrain.epochs trains: set it to 0")
     try:
         resolve_precision(configs[0].trainer.precision)
     except ValueError as error:

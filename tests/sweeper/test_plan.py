@@ -110,8 +110,8 @@ def test_other_weights_are_another_study(plan: Any, tiny_checkpoint: Path, tmp_p
 
 
 def test_names_hold_model_dataset_and_strategy(plan: Any) -> None:
-    assert plan().study.startswith("tiny_bert-review_lines-lora-")
-    assert plan().comparison.startswith("tiny_bert-review_lines-")
+    assert plan().study.startswith("bert-review_lines-lora-")
+    assert plan().comparison.startswith("bert-review_lines-")
 
 
 def test_wrappers_that_are_off_do_not_change_the_names(plan: Any) -> None:
@@ -126,11 +126,11 @@ def test_labels_name_rows_and_studies_but_measure_nothing(plan: Any) -> None:
     assert plan().strategy == "lora"
     wrapped = plan("pseudo_label.rounds=2", "domain_pretrain.epochs=1")
     assert wrapped.strategy == "lora+pseudo_label+domain_pretrain"
-    assert wrapped.study.startswith("tiny_bert-review_lines-lora_pseudo_label_domain_pretrain-")
+    assert wrapped.study.startswith("bert-review_lines-lora_pseudo_label_domain_pretrain-")
     assert (wrapped.epochs, wrapped.params["epochs"]) == (9, 9)
     mine = plan("strategy.label='LoRA / mine'", "pseudo_label.rounds=1")
     assert mine.strategy == mine.tags["thawline.strategy"] == mine.params["strategy"] == "LoRA / mine+pseudo_label"
-    assert mine.study.startswith("tiny_bert-review_lines-LoRA_mine_pseudo_label-"), "safe as a file's name"
+    assert mine.study.startswith("bert-review_lines-LoRA_mine_pseudo_label-"), "safe as a file's name"
     assert mine.identity == plan("pseudo_label.rounds=1").identity
     assert mine.comparison == plan().comparison
 
