@@ -20,7 +20,7 @@ __all__ = ["accuracy_figure", "save_png"]
 
 _Side = Literal["left", "center", "right"]
 _INK, _MUTED, _GRID = "#1f2328", "#6e7781", "#e4e8ec"
-_FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF"}  # shorter than in the text
+_FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF", "zero_shot": "zero-shot"}  # shorter than in the text
 _POINT, _CHOSEN = "#4c6f91", "#c2410c"
 
 

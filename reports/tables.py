@@ -101,7 +101,7 @@ def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.Dat
         interval = accuracy_interval(score, confidence=confidence)
         run = comparison.floors[comparison.floors[schema.PARAM_FLOOR] == name].iloc[0]
         floors.append(
-            {"strategy": name, "kind": "floor", "trainable_params": 0.0 if name == schema.ZERO_SHOT else np.nan}
+            {"strategy": name, "kind": "floor", "trainable_params": 0.0 if pd.notna(run["strategy"]) else np.nan}
             | {"test_macro_f1": run[schema.TEST_MACRO_F1]}
             | {"test_accuracy": interval.mean, "test_accuracy_low": interval.low, "test_accuracy_high": interval.high}
             | {"interval_method": interval.method}

@@ -47,6 +47,4 @@ class Adapter(BackboneStrategy):
         problems = super()._problems()
         if self.reduction < 1:
             problems.append(f"reduction={self.reduction}: must be at least 1")
-        if self.num_blocks is not None and self.num_blocks < 1:
-            problems.append(f"num_blocks={self.num_blocks}: must be at least 1, or null for all")
         return problems

@@ -26,13 +26,18 @@ __all__ = [
     "boundary",
     "count_parameters",
     "enter_stage",
+    "inside",
+    "parse_numbers",
     "prefix_modules",
     "set_trainable",
 ]
 
 
 class NotApplicable(ValueError):
-    """The strategy does not fit the model or the budget; no value of its fields would change that."""
+    """The strategy, as it is configured, has nothing to work on in this model, or not enough epochs.
+
+    Where all strategies are asked for, it is left out; where it is named, it is an error.
+    """
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,11 @@ class Layout:
             ValueError: the layout does not cover the parameter.
         """
         for depth, block in enumerate(self.blocks, start=1):
-            if _inside(parameter_name, (block,)):
+            if inside(parameter_name, (block,)):
                 return depth
-        if _inside(parameter_name, (*self.top, *self.head)):
+        if inside(parameter_name, (*self.top, *self.head)):
             return len(self.blocks) + 1
-        if _inside(parameter_name, self.stem):
+        if inside(parameter_name, self.stem):
             return 0
         raise ValueError(
             f"parameter {parameter_name} is in no part of the model that is known (stem, block, top, head)"
@@ -85,7 +90,7 @@ class Layout:
 
     def is_head(self, parameter_name: str) -> bool:
         """Whether a parameter, by its dotted name, belongs to the head."""
-        return _inside(parameter_name, self.head)
+        return inside(parameter_name, self.head)
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,19 @@ class BackboneStrategy(Strategy):
             problems.append(f"layer_decay={self.layer_decay}: must be above 0 and at most 1")
         if self.head_lr_multiplier <= 0:
             problems.append(f"head_lr_multiplier={self.head_lr_multiplier}: must be above 0")
+        num_blocks = getattr(self, "num_blocks", None)  # of the strategies that have it
+        if isinstance(num_blocks, int) and num_blocks < 1:
+            problems.append(f"num_blocks={num_blocks}: must be at least 1 (frozen trains the head alone)")
         return problems
+
+
+def parse_numbers(value: str) -> list[float]:
+    """The numbers of a field such as ``1,0.1``; none where one is not a number above 0."""
+    try:
+        numbers = [float(part) for part in str(value).split(",") if part.strip()]
+    except ValueError:
+        return []
+    return numbers if all(0 < number < math.inf for number in numbers) else []
 
 
 def set_trainable(model: nn.Module, module_names: Sequence[str]) -> None:
@@ -208,7 +225,7 @@ def set_trainable(model: nn.Module, module_names: Sequence[str]) -> None:
     """
     used: set[str] = set()
     for name, parameter in model.named_parameters():
-        owners = [module for module in module_names if _inside(name, (module,))]
+        owners = [module for module in module_names if inside(name, (module,))]
         parameter.requires_grad_(bool(owners))
         used.update(owners)
     if unmatched := sorted(set(module_names) - used):
@@ -242,7 +259,7 @@ def enter_stage(model: nn.Module, stage: Stage, trained: Collection[str]) -> Non
         trained: names of the parameters that ``prepare`` left trainable.
     """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained and (stage.parts is None or _inside(name, stage.parts)))
+        parameter.requires_grad_(name in trained and (stage.parts is None or inside(name, stage.parts)))
 
 
 def prefix_modules(model: nn.Module, layout: Layout) -> list[nn.Module]:
@@ -274,10 +291,10 @@ def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
 
 def _prefix(model: nn.Module, layout: Layout) -> list[str]:
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if any(_inside(name, layout.stem) for name in trainable):
+    if any(inside(name, layout.stem) for name in trainable):
         return []
     frozen = itertools.takewhile(
-        lambda part: not any(_inside(name, (part,)) for name in trainable), (*layout.blocks, *layout.top)
+        lambda part: not any(inside(name, (part,)) for name in trainable), (*layout.blocks, *layout.top)
     )
     return [*layout.stem, *frozen]
 
@@ -290,5 +307,6 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _inside(name: str, modules: Sequence[str]) -> bool:
+def inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a dotted name is that of one of the modules, or of something in it."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from strategies.base import BackboneStrategy, Layout
+from strategies.base import BackboneStrategy, Layout, parse_numbers
 
 __all__ = ["Discriminative"]
 
@@ -37,7 +37,7 @@ class Discriminative(BackboneStrategy):
         """The decay or the group's factor, and the multiplier on the head."""
         if self.group_factors is None or layout.is_head(parameter_name):
             return super().learning_rate_factor(parameter_name, layout)
-        factors = _numbers(self.group_factors)
+        factors = parse_numbers(self.group_factors)
         levels = len(layout.blocks) + 1  # the stem is one
         depth = min(layout.depth(parameter_name), levels - 1)
         return factors[depth * len(factors) // levels]
@@ -46,11 +46,7 @@ class Discriminative(BackboneStrategy):
         problems = super()._problems()
         if self.group_factors is None:
             return problems
-        try:
-            numbers = _numbers(self.group_factors)
-        except ValueError:
-            numbers = []
-        if not numbers or min(numbers) <= 0:
+        if not parse_numbers(self.group_factors):
             problems.append(f"group_factors={self.group_factors}: must be numbers above 0, separated by commas")
         if self.layer_decay != 1:
             problems.append(
@@ -58,7 +54,3 @@ class Discriminative(BackboneStrategy):
                 "layer_decay=1, in strategy.search_space too, or group_factors=null"
             )
         return problems
-
-
-def _numbers(value: str) -> list[float]:
-    return [float(part) for part in str(value).split(",") if part.strip()]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from strategies.base import BackboneStrategy, Layout, Stage, set_trainable
+from strategies.base import BackboneStrategy, Layout, Stage, parse_numbers, set_trainable
 
 __all__ = ["Gradual"]
 
@@ -52,7 +52,10 @@ class Gradual(BackboneStrategy):
         return [
             Stage(share, factor, None if count == ALL else self._parts(int(count), layout))
             for count, share, factor in zip(
-                _split(self.num_blocks), _numbers(self.epoch_shares), _numbers(self.learning_rate_factors), strict=True
+                _split(self.num_blocks),
+                parse_numbers(self.epoch_shares),
+                parse_numbers(self.learning_rate_factors),
+                strict=True,
             )
         ]
 
@@ -69,18 +72,10 @@ class Gradual(BackboneStrategy):
             )
         for field in ("epoch_shares", "learning_rate_factors"):
             given = getattr(self, field)
-            try:
-                numbers = _numbers(given)
-            except ValueError:
-                numbers = []
-            if len(numbers) != len(counts) or min(numbers) <= 0:
+            if len(parse_numbers(given)) != len(counts):
                 problems.append(f"{field}={given}: must be {len(counts)} numbers above 0, one for each of num_blocks")
         return problems
 
 
 def _split(value: str) -> list[str]:
     return [part.strip() for part in str(value).split(",") if part.strip()]
-
-
-def _numbers(value: str) -> list[float]:
-    return [float(part) for part in _split(value)]

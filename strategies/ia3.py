@@ -84,9 +84,3 @@ class Ia3(BackboneStrategy):
 
     def _is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
         return super()._is_decayed(name, parameter) and "ia3_l" not in name  # decay would pull it to 0, not to 1
-
-    def _problems(self) -> list[str]:
-        problems = super()._problems()
-        if self.num_blocks is not None and self.num_blocks < 1:
-            problems.append(f"num_blocks={self.num_blocks}: must be at least 1, or null for all")
-        return problems

@@ -97,6 +97,4 @@ class Lora(BackboneStrategy):
             )
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout}: must be at least 0 and below 1")
-        if self.num_blocks is not None and self.num_blocks < 1:
-            problems.append(f"num_blocks={self.num_blocks}: must be at least 1, or null for all")
         return problems

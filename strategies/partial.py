@@ -34,9 +34,3 @@ class Partial(BackboneStrategy):
         """
         set_trainable(model, (*layout.head, *layout.top, *layout.last_blocks(self.num_blocks)))
         return model
-
-    def _problems(self) -> list[str]:
-        problems = super()._problems()
-        if self.num_blocks < 1:
-            problems.append(f"num_blocks={self.num_blocks}: must be at least 1 (frozen trains the head alone)")
-        return problems

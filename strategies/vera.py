@@ -70,6 +70,4 @@ class Vera(BackboneStrategy):
             problems.append(f"d_initial={self.d_initial}: must not be 0: with b at zero too, nothing would ever train")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout}: must be at least 0 and below 1")
-        if self.num_blocks is not None and self.num_blocks < 1:
-            problems.append(f"num_blocks={self.num_blocks}: must be at least 1, or null for all")
         return problems

@@ -43,7 +43,8 @@ def main() -> None:
     except ThawlineError as error:
         _fail(error)
     sys.argv = [sys.argv[0], *flags, *variants[0]]
-    given = [*_without_strategy(overrides), f"strategy={','.join(names)}"] if names else overrides
+    asked = ALL if everything else ",".join(names)
+    given = [*_without_strategy(overrides), f"strategy={asked}"] if names else overrides
     full_command = shlex.join(["python", "-m", "sweeper", command, *flags, *given])
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")

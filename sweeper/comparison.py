@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import warnings
@@ -75,18 +76,18 @@ def run_comparison(
     task = _load(config, console)
     _check_wrappers(config, task)
     misfits = _check_model(task, configs, specs)
-    if misfits and not skip_inapplicable:
+    if misfits and (not skip_inapplicable or len(misfits) == len(configs)):
         raise ConfigError(list(misfits.values()), "Leave out what does not fit, or choose another model.")
     for message in misfits.values():
         console.print(f"[yellow]left out:[/yellow] {message}", highlight=False)
     plans = [
         make_plan(item, spec, task, command)
-        for item, spec in zip(configs, specs, strict=True)
-        if spec.cls.name not in misfits
+        for index, (item, spec) in enumerate(zip(configs, specs, strict=True))
+        if index not in misfits
     ]
     studies = [plan for plan in plans if plan.spec.cls.trains]
     if config.dry_run:
-        _print_dry_run(configs, studies, task, console)
+        _print_dry_run(configs, plans, task, console)
         return None
 
     output_dir = Path(config.output_dir)
@@ -130,8 +131,6 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
         problems += [problem if len(configs) == 1 else f"{raw.get('name')}: {problem}" for problem in mistakes]
         if spec is not None:
             specs.append(spec)
-            if spec.cls is Scratch and config.domain_pretrain.epochs:
-                problems.append(f"strategy={spec.cls.name} throws away what domain_pretrain.epochs trains: set it to 0")
     try:
         resolve_precision(configs[0].trainer.precision)
     except ValueError as error:
@@ -216,26 +215,29 @@ def _source(config: Config) -> str | Path:
     return fetch(model.name) if model.source == "asset" else str(model.path or model.name)
 
 
-def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[StrategySpec]) -> dict[str, str]:
-    """Prepare the model at both ends of each search space, so that no trial fails on a rank or a depth.
+def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[StrategySpec]) -> dict[int, str]:
+    """Prepare the model at both ends of each search space and with each choice, so that no trial fails on a rank.
 
     Returns:
-        Why strategies do not apply here, by their names.
+        Why strategies do not apply here, by their place in ``specs``.
 
     Raises:
         ConfigError: a value that does not fit the model.
     """
     problems: list[str] = []
-    misfits: dict[str, str] = {}
-    for config, spec in zip(configs, specs, strict=True):
+    misfits: dict[int, str] = {}
+    for index, (config, spec) in enumerate(zip(configs, specs, strict=True)):
         if not spec.cls.trains:
             problems += _check_descriptions(config, task.dataset)
             continue
-        for corner in spec.corners():
+        if spec.cls is Scratch and config.domain_pretrain.epochs:
+            misfits[index] = f"strategy={spec.cls.name} throws away what domain_pretrain.epochs trains"
+            continue
+        for configuration in (*spec.corners(), *spec.choices()):
             try:
-                task.prepare(spec.build(corner)[0], seed=0)
+                task.prepare(spec.build(configuration)[0], seed=0)
             except NotApplicable as error:
-                misfits[spec.cls.name] = f"strategy={spec.cls.name}: {error}"
+                misfits[index] = f"strategy={spec.cls.name}: {error}"
             except (TypeError, ValueError) as error:
                 problems.append(f"strategy={spec.cls.name}: {error}")
     if problems:
@@ -257,11 +259,17 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     line(OmegaConf.to_yaml(configs[0], resolve=True))
-    for plan in plans:
+    studies = [plan for plan in plans if plan.spec.cls.trains]
+    for plan in studies:
         line(f"search space of {plan.strategy}:")
         for name, distribution in plan.spec.space.items():
             line(f"  {name:<18} {_describe(distribution)}")
     line(f"\n{plans[0].comparison}: nothing is started")
+    for plan in plans:
+        if not plan.spec.cls.trains:
+            line(f"{plan.strategy} trains nothing: it is scored once")
+    if not studies:
+        return
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("strategy", "trainable", "of", "time, about"):
         table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
@@ -272,7 +280,7 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
     if rounds := plans[0].pseudo_label.rounds:
         line(f"pseudo-labelling, {rounds} rounds in each trial and final: the time if every unlabelled item joins")
     total_seconds = pretraining
-    for plan in plans:
+    for plan in studies:
         guess = estimate(task, plan.spec, plan.n_trials, plan.final_seeds, plan.pseudo_label)
         total_seconds += guess.seconds
         low, high = guess.trainable_params
@@ -318,9 +326,17 @@ def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Pr
         _log_floor(plan, floor, tags, dataset, tracker)
 
 
-def _log_floor(plan: Plan, floor: FloorResult, tags: Mapping[str, str], dataset: TextDataset, tracker: Tracker) -> None:
+def _log_floor(
+    plan: Plan,
+    floor: FloorResult,
+    tags: Mapping[str, str],
+    dataset: TextDataset,
+    tracker: Tracker,
+    more: Mapping[str, str] | None = None,
+) -> None:
     params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
-    run_id = tracker.start(schema.KIND_FLOOR, f"floor {floor.name}", tags, {**params, schema.PARAM_FLOOR: floor.name})
+    params |= {schema.PARAM_FLOOR: floor.name, **(more or {})}
+    run_id = tracker.start(schema.KIND_FLOOR, f"floor {floor.name}", tags, params)
     predictions = predictions_table(dataset.test, floor.predictions, floor.probabilities)
     tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
     metrics = {
@@ -335,8 +351,10 @@ def _log_floor(plan: Plan, floor: FloorResult, tags: Mapping[str, str], dataset:
 
 def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, progress: Progress) -> None:
     """Score a strategy that trains nothing, once, as a floor of its comparison."""
-    if tracker.find({schema.TAG_STUDY: plan.study, schema.TAG_STATE: schema.STATE_COMPLETE}):
-        return
+    complete = {schema.TAG_STATE: schema.STATE_COMPLETE, schema.TAG_COMPARISON: plan.comparison}
+    mine = tracker.find({**complete, schema.TAG_STUDY: plan.study})
+    if mine and mine[:1] == tracker.find({**complete, schema.TAG_STRATEGY: plan.strategy})[:1]:
+        return  # and no other template or description has been scored since, of which a report takes the newest
     for stale in tracker.open_runs(plan.study):
         tracker.finish(stale, schema.STATE_INTERRUPTED, reason="its process ended")
     progress.note(f"Scoring {plan.strategy} ...")
@@ -348,7 +366,7 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
         zero_shot(
             _source(config),
             split.texts,
-            [template.format(given[name]) for name in dataset.label_names],
+            [template.replace("{}", given[name]) for name in dataset.label_names],
             modality=config.model.modality,
             pooling=effective_pooling(config.model),
             max_length=config.dataset.max_length,
@@ -361,7 +379,8 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
     result = score_floor(
         plan.strategy, dataset, float(right.mean()), 0, started, predictions.numpy(), probabilities.numpy()
     )
-    _log_floor(plan, result, plan.tags, dataset, tracker)
+    texts = {"template": template, "descriptions": json.dumps(given)}
+    _log_floor(plan, result, plan.tags, dataset, tracker, texts)
     progress.note(f"{plan.strategy}: test accuracy {result.test_accuracy:.4f}")
 
 

@@ -65,7 +65,7 @@ class Run:
 class Task:
     """A pretrained model on a dataset: loaded and tokenised once, shared by all studies of a comparison.
 
-    ``source`` and ``revision`` say where the model was loaded from; longer texts are cut at ``max_tokens``.
+    ``source`` and ``revision`` say where the model was loaded from.
     """
 
     dataset: TextDataset
@@ -76,7 +76,6 @@ class Task:
     test: TokenizedSplit
     source: str | Path
     revision: str | None
-    max_tokens: int
 
     @classmethod
     def load(
@@ -103,14 +102,17 @@ class Task:
             name: tokenize(getattr(dataset, name), pretrained.processor, limit, by_length=name != "train")
             for name in ("train", "validation", "test")
         }
-        return cls(dataset, pretrained, settings, **tokenized, source=source, revision=revision, max_tokens=limit)
+        return cls(dataset, pretrained, settings, **tokenized, source=source, revision=revision)
 
     def unlabelled(self, size: int | None, seed: int) -> list[dict[str, Any]]:
         """Tokenised examples without labels, of at most ``size`` of the dataset's unlabelled texts, shortest first."""
         texts = [self.dataset.unlabelled[row] for row in sample_rows(len(self.dataset.unlabelled), size, seed=seed)]
         nothing = np.zeros(len(texts), dtype=np.int64)
         split = TextSplit(texts, labels=nothing, groups=None, items=nothing)
-        tokenized = tokenize(split, self.pretrained.processor, self.max_tokens, by_length=True)
+        # Cut at the longest labelled text, for which there is room whatever a strategy adds.
+        labelled = (*self.train.examples, *self.validation.examples, *self.test.examples)
+        limit = max(len(example["input_ids"]) for example in labelled)
+        tokenized = tokenize(split, self.pretrained.processor, limit, by_length=True)
         return [{key: value for key, value in example.items() if key != "labels"} for example in tokenized.examples]
 
     def prepare(self, strategy: Strategy, seed: int) -> tuple[nn.Module, dict[str, float]]:

@@ -24,6 +24,9 @@ from sweeper.training.pseudo_label import PseudoLabelling
 
 __all__ = ["Plan", "make_plan"]
 
+#: Raised when the same configuration trains differently, so that runs before and after are not mixed.
+TRAINING_VERSION = 2  # batches of similar length in random order
+
 #: What may differ between the studies of one comparison, or grow when one is continued.
 _NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final")
 
@@ -96,6 +99,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured = {key: value for key, value in raw.items() if key not in _NOT_MEASURED}
     study = measured.pop("study")
     measured["study"] = {key: study[key] for key in ("seed", "sampler", "pruner", "metric")}
+    measured["training"] = TRAINING_VERSION
     measured["data"] = dataset.fingerprint
     measured["weights"] = task.pretrained.fingerprint
     measured["trainer"]["precision"] = task.settings.precision
@@ -112,7 +116,8 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     comparison = f"{prefix}-{_digest(shared)}"
     identity = _digest({**measured, **wrappers, "strategy": strategy})
     label = "+".join([spec.label or spec.cls.name, *wrappers])
-    name = config.study.name or f"{prefix}-{_slug(label)}-{identity}"
+    # A study that was given a name is checked when it is opened; a reference has no study.
+    name = (config.study.name if spec.cls.trains else None) or f"{prefix}-{_slug(label)}-{identity}"
     pseudo, domain = config.pseudo_label, config.domain_pretrain
     pseudo_label = PseudoLabelling(rounds=pseudo.rounds, threshold=pseudo.threshold, size=pseudo.size)
     tags = {

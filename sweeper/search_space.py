@@ -56,6 +56,16 @@ class StrategySpec:
         }
         return [{name: pair[index] for name, pair in ends.items()} for index in (0, 1)]
 
+    def choices(self) -> list[dict[str, Any]]:
+        """The lowest configuration with every choice of every categorical field in turn."""
+        lowest = self.corners()[0]
+        return [
+            {**lowest, name: choice}
+            for name, distribution in self.space.items()
+            if isinstance(distribution, CategoricalDistribution)
+            for choice in distribution.choices
+        ]
+
 
 def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple[StrategySpec | None, list[str]]:
     """Read ``strategy.*`` of the configuration; ``learning_rate`` is ``trainer.learning_rate``.
@@ -71,7 +81,7 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
     allowed = {f.name: hints[f.name] for f in fields(cls)}
     given = {key: value for key, value in raw.items() if key not in ("name", "label", "search_space")}
     declared = {key: value for key, value in (raw.get("search_space") or {}).items() if not _is_empty(value)}
-    fixed = {key: _joined(value) for key, value in given.items() if value is not None}
+    fixed = {key: _joined(value, allowed.get(key)) for key, value in given.items() if value is not None}
     if learning_rate is not None:
         fixed[LEARNING_RATE] = learning_rate
 
@@ -108,14 +118,7 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
         return None, problems
 
     spec = StrategySpec(cls, fixed, space, label)
-    lowest, highest = spec.corners()
-    each_choice = [
-        {**lowest, key: choice}
-        for key, distribution in space.items()
-        if isinstance(distribution, CategoricalDistribution)
-        for choice in distribution.choices
-    ]
-    for configuration in (lowest, highest, *each_choice):
+    for configuration in (*spec.corners(), *spec.choices()):
         try:
             _, rate = spec.build(configuration)
         except ValueError as error:
@@ -135,9 +138,12 @@ def _is_unset(value: Any) -> bool:
     return value is None or value is False  # 0 is a bound
 
 
-def _joined(value: Any) -> Any:
-    """A list of names as the one string that a field holds."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+def _joined(value: Any, kind: Any) -> Any:
+    """What a field of text holds for a list, or for a list of one number: the parts separated by commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and (kind is str or str in get_args(kind)) else value
 
 
 def _is_whole(kind: Any) -> bool:
@@ -167,7 +173,7 @@ def _distribution(where: str, bounds: Any, kind: Any) -> tuple[BaseDistribution 
             return None, [f"{where}: choices excludes {', '.join(others)}; set one or the other to null"]
         if not isinstance(given["choices"], list | tuple) or not given["choices"]:
             return None, [f"{where}.choices={given['choices']}: must be a list of at least one value"]
-        choices = [_joined(choice) for choice in given["choices"]]
+        choices = [_joined(choice, kind) for choice in given["choices"]]
         if mistakes := [f"{where}.choices: {choice}: {m}" for choice in choices if (m := _type_mistake(choice, kind))]:
             return None, mistakes
         return CategoricalDistribution(choices), []

@@ -102,7 +102,6 @@ class _StudyRunner:
         self.parent = ""
         self.unlabelled: list[dict[str, Any]] = []
         self.pretraining: dict[str, float] = {}
-        self.started = time.monotonic()
 
     def run(self, stop: StopSignal) -> None:
         """Trials, then finals; the parent run is closed whatever happens."""
@@ -171,9 +170,10 @@ class _StudyRunner:
     def _trials(self, stop: StopSignal) -> bool:
         """Run trials up to the asked total; False where the timeout came first."""
         self._retry_interrupted()
+        started = time.monotonic()
         while (done := len(self._finished())) < self.plan.n_trials:
             stop.check()
-            if self.plan.timeout is not None and time.monotonic() - self.started > self.plan.timeout:
+            if self.plan.timeout is not None and time.monotonic() - started > self.plan.timeout:
                 self.progress.note(f"timeout after {done} of {self.plan.n_trials} trials")
                 return False
             # A sampler seeded by the trial's number: a resumed study does not draw the same values again.

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
-from strategies.base import Layout
+from strategies.base import Layout, inside
 from sweeper.errors import ConfigError
 
 __all__ = ["find_layout"]
@@ -33,7 +33,8 @@ def find_layout(model: nn.Module, backbone: str, head: tuple[str, ...], inputs: 
 
     Which modules are blocks, timm's own grouping of a model says, or else the longest list of modules of one class
     (with all other lists of that class: stages). Everything else follows from one forward pass, in which each
-    parameter's first use is noted: before or in the first block = stem, after the last one = top. A module that is
+    parameter's first use is noted: before or in the first block = stem, after the last one = top. Modules without
+    parameters that run before the first block (a dropout of the embeddings) belong to the stem too. A module that is
     first used between two blocks, such as the downsampling between stages, is a block of its own, at its place in the
     order. What no forward pass uses, and single parameters between blocks, count as stem.
 
@@ -48,14 +49,14 @@ def find_layout(model: nn.Module, backbone: str, head: tuple[str, ...], inputs: 
     """
     body = model.get_submodule(backbone)
     candidates = tuple(
-        name for path in _timm_blocks(body) or _listed_blocks(body) if not _inside(name := _join(backbone, path), head)
+        name for path in _timm_blocks(body) or _listed_blocks(body) if not inside(name := _join(backbone, path), head)
     )
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if (not backbone or _inside(name, (backbone,))) and not _inside(name, head)
+        if (not backbone or inside(name, (backbone,))) and not inside(name, head)
     }
-    entered, first_use = _trace(model, candidates, parameters, inputs)
+    entered, first_use, before = _trace(model, backbone, candidates, parameters, inputs)
     if not entered:
         children = ", ".join(f"{name} ({type(child).__name__})" for name, child in body.named_children())
         raise ConfigError(f"no list of blocks found in {type(body).__name__}, which has {children}")
@@ -64,7 +65,7 @@ def find_layout(model: nn.Module, backbone: str, head: tuple[str, ...], inputs: 
     blocks = [part for slot, block in enumerate(entered) for part in (*between.get(slot, ()), block)]
     return Layout(
         head=head,
-        stem=stem,
+        stem=(*stem, *(name for name in before if not inside(name, (*stem, *head)))),
         blocks=tuple(blocks),
         top=top,
         adapter_targets=_adapter_targets(model, blocks),
@@ -111,7 +112,7 @@ def _listed_blocks(body: nn.Module) -> list[str]:
     block = type(max((module for _, module in lists), key=len)[0])
     paths: list[str] = []
     for name, module in lists:
-        if type(module[0]) is block and not _inside(name, paths):
+        if type(module[0]) is block and not inside(name, paths):
             paths += [_join(name, index) for index, _ in module.named_children()]
     return paths
 
@@ -139,12 +140,22 @@ class _FirstUse(TorchDispatchMode):
 
 def _trace(
     model: nn.Module,
+    backbone: str,
     candidates: Sequence[str],
     parameters: Mapping[str, nn.Parameter],
     inputs: Mapping[str, torch.Tensor],
-) -> tuple[list[str], dict[str, int]]:
-    """Blocks in the order of their calls, and before which of them each parameter is used first, in order of use."""
+) -> tuple[list[str], dict[str, int], list[str]]:
+    """One forward pass.
+
+    Returns:
+        Blocks in the order of their calls, before which of them each parameter is used first, in order of use, and the
+        modules without parameters that run before the first block only.
+    """
     uses = _FirstUse(parameters)
+    before: dict[str, bool] = {}
+
+    def note(name: str) -> None:
+        before[name] = before.get(name, True) and not uses.entered
 
     def enter(name: str) -> None:
         if name in uses.entered:
@@ -163,13 +174,16 @@ def _trace(
         block = model.get_submodule(name)
         hooks.append(block.register_forward_pre_hook(lambda *_, name=name: enter(name)))
         hooks.append(block.register_forward_hook(lambda *_: leave()))
+    for name, module in model.get_submodule(backbone).named_modules(prefix=backbone):
+        if not any(True for _ in module.parameters()) and not any(True for _ in module.children()):
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: note(name)))
     try:
         with torch.no_grad(), uses:
             model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return uses.entered, uses.slots
+    return uses.entered, uses.slots, [name for name, early in before.items() if early]
 
 
 def _check_shared(model: nn.Module, blocks: Sequence[str]) -> None:
@@ -193,9 +207,9 @@ def _around(
 
     def parts(path: str) -> Iterator[tuple[int, int, str]]:
         """Position in the order, slot and name of each part in the module ``path``."""
-        below = [name for name in parameters if not path or _inside(name, (path,))]
+        below = [name for name in parameters if not path or inside(name, (path,))]
         slots = {first_use.get(name, 0) for name in below}
-        if path and len(slots) == 1 and not any(_inside(name, (path,)) for name in known):
+        if path and len(slots) == 1 and not any(inside(name, (path,)) for name in known):
             yield min(order.get(name, -1) for name in below), slots.pop(), path
             return
         module = model.get_submodule(path)
@@ -204,7 +218,7 @@ def _around(
                 slot = first_use.get(full, 0)
                 yield order.get(full, -1), slot if slot == number else 0, full
         for name, _ in module.named_children():
-            if not _inside(child := _join(path, name), known):
+            if not inside(child := _join(path, name), known):
                 yield from parts(child)
 
     placed: dict[int, list[str]] = {}
@@ -224,10 +238,6 @@ def _adapter_targets(model: nn.Module, blocks: Sequence[str]) -> dict[str, tuple
     attention = tuple(name for name in linear if name.rpartition(".")[2] in _QUERY_AND_VALUE)
     targets = {"attention": attention, "all-linear": linear}
     return {preset: names for preset, names in targets.items() if names}
-
-
-def _inside(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _join(*parts: str) -> str:

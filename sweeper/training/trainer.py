@@ -154,7 +154,7 @@ def fit(
         first_epoch = len(recorder.history)
         trainer = _StrategyTrainer(
             model=model,
-            # The seeds go on where a single stage's would: epoch k has the same order and dropout in every strategy.
+            # The seeds go on where a single stage's would: epoch k has the same order in every strategy.
             args=_arguments(settings, epochs, rate, seed + first_epoch),
             train_dataset=train,
             eval_dataset=validation,

@@ -16,6 +16,7 @@ from strategies import (
     Strategy,
     boundary,
     count_parameters,
+    enter_stage,
     prefix_modules,
 )
 from sweeper.models.classifier import Classifier
@@ -27,6 +28,7 @@ __all__ = [
     "check_only_trainables_move",
     "check_prefix_computes_the_same_in_training",
     "check_save_and_reload_agree",
+    "check_stages_train_what_they_say",
     "check_starts_as_the_pretrained_model",
 ]
 
@@ -126,7 +128,7 @@ def check_starts_as_the_pretrained_model(strategy: Strategy, pretrained: Pretrai
 
 
 def check_prefix_computes_the_same_in_training(strategy: Strategy, pretrained: Pretrained) -> None:
-    """The prefix holds no trainable parameter and ends where the first one is."""
+    """The prefix ends where the first trainable parameter is, and in eval mode puts out the same every time."""
     model = prepared(strategy, pretrained)
     prefix = prefix_modules(model, pretrained.layout)
     assert not any(parameter.requires_grad for module in prefix for parameter in module.parameters())
@@ -136,6 +138,41 @@ def check_prefix_computes_the_same_in_training(strategy: Strategy, pretrained: P
             parameter.requires_grad and pretrained.layout.depth(name) in (0, depth + 1)
             for name, parameter in model.named_parameters()
         )
+    model.train()
+    outputs: list[torch.Tensor] = []
+    for module in prefix:
+        module.eval()
+        module.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    for _ in range(2):
+        model(**inputs(pretrained))
+    half = len(outputs) // 2
+    for first, second in zip(outputs[:half], outputs[half:], strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def check_stages_train_what_they_say(strategy: Strategy, pretrained: Pretrained) -> None:
+    """In every stage the head trains and nothing else than the stage's parts moves; together they train everything."""
+    model: Any = prepared(strategy, pretrained)
+    layout = pretrained.layout
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    seen: set[str] = set()
+    for stage in strategy.stages(layout):
+        enter_stage(model, stage, trained)
+        now = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert {name for name in trained if layout.is_head(name)} <= now <= trained
+        assert not any(p.requires_grad for module in prefix_modules(model, layout) for p in module.parameters())
+        seen |= now
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        groups = strategy.param_groups(model, layout, RATE * stage.learning_rate_factor, 0.01)
+        optimizer = torch.optim.AdamW(groups)
+        model.train()
+        model(**inputs(pretrained)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert moved <= now
+        assert any(layout.is_head(name) for name in moved)
+    assert seen == trained
 
 
 def check_save_and_reload_agree(strategy: Strategy, pretrained: Pretrained, folder: Any) -> None:

@@ -86,7 +86,7 @@ def test_a_native_head_cannot_carry_them(tiny_checkpoint: Path) -> None:
     ("values", "words"),
     [
         ({"reduction": 0}, "reduction=0: must be at least 1"),
-        ({"num_blocks": 0}, "num_blocks=0: must be at least 1, or null for all"),
+        ({"num_blocks": 0}, "num_blocks=0: must be at least 1"),
         ({"layer_decay": 0.0, "reduction": -1}, "layer_decay=0.0: .*; reduction=-1: "),
     ],
 )

@@ -110,6 +110,7 @@ def test_every_strategy_is_here() -> None:
         contract.check_head_always_trains,
         contract.check_only_trainables_move,
         contract.check_prefix_computes_the_same_in_training,
+        contract.check_stages_train_what_they_say,
         contract.check_starts_as_the_pretrained_model,
     ],
     ids=lambda check: check.__name__,

@@ -532,3 +532,19 @@ def test_what_the_model_does_not_have_is_named() -> None:
     elsewhere = Layout(layout.head, layout.stem, layout.blocks, adapter_targets={"all-linear": first})
     with pytest.raises(ValueError, match="num_blocks=1: targets='dense' lie in none of the last 1 blocks"):
         Lora(targets="dense", num_blocks=1).prepare(model, elsewhere)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_layers_train_and_merge_on_a_gpu(bits: int) -> None:
+    model, layout, ids = small_bert()
+    strategy = QLora(rank=4, bits=bits)
+    model = strategy.prepare(model, layout).to("cuda")
+    ids = ids.to("cuda")
+    optimizer = torch.optim.AdamW(strategy.param_groups(model, layout, 1e-2, 0.0))
+    model(ids).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        trained = model.eval()(ids)
+        torch.testing.assert_close(strategy.merge(model)(ids), trained, atol=1e-4, rtol=1e-3)
+    assert plain(model)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from strategies import STRATEGIES
 from sweeper.config import Config, check, config_dir, register
 from sweeper.overrides import check_overrides, for_strategies
 from sweeper.search_space import parse_strategy
@@ -45,6 +47,17 @@ def test_every_file_composes_and_is_valid(option: str) -> None:
     assert mistakes == []
     assert spec is not None
     assert spec.space or option.startswith("experiment=") or not spec.cls.trains
+
+
+@pytest.mark.parametrize("path", sorted(config_dir().glob("strategy/*.yaml")), ids=lambda path: path.stem)
+def test_every_field_of_a_strategy_can_be_fixed_and_searched(path: Path) -> None:
+    raw = yaml.safe_load(path.read_text())
+    cls = STRATEGIES[raw["name"]]
+    names = {field.name for field in fields(cls)}
+    assert set(raw) - {"name", "search_space", "label"} == names
+    if cls.trains:
+        assert set(raw["search_space"]) == names | {"learning_rate"}
+        assert all(set(bounds) == {"low", "high", "log", "step", "choices"} for bounds in raw["search_space"].values())
 
 
 @pytest.mark.parametrize("path", sorted(config_dir().glob("*/*.yaml")), ids=lambda path: path.stem)

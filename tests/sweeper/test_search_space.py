@@ -90,7 +90,7 @@ def test_build_joins_fixed_and_searched_values() -> None:
         (lora(rank={"low": 0, "high": 8}), "rank=0: must be at least 1"),
         ({**lora(), "rank": 4.5}, "strategy.rank=4.5: must be a whole number"),
         ({**lora(), "rank": "abc"}, "strategy.rank=abc: must be a whole number"),
-        ({**lora(), "targets": 5}, "strategy.targets=5: must be a name"),
+        ({**lora(), "targets": True}, "strategy.targets=True: must be a name"),
         (lora(rank={"choices": [4, 0, 8]}), "rank=0: must be at least 1"),
         (lora(rank={"choices": [4, "x"]}), "strategy.search_space.rank.choices: x: must be a whole number"),
         (

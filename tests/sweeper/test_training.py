@@ -21,8 +21,8 @@ from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import (
     Diverged,
     EpochRecord,
+    ShuffledBatches,
     TrainerSettings,
-    _ShuffledBatches,
     resolve_precision,
     stage_epochs,
 )
@@ -283,7 +283,7 @@ def test_every_strategy_sees_the_examples_in_the_same_order(
 
 def test_batches_of_similar_length_come_in_random_order() -> None:
     lengths = torch.randint(1, 100, (812,), generator=torch.Generator().manual_seed(0)).tolist()
-    sampler = _ShuffledBatches(8, lengths=lengths, generator=torch.Generator().manual_seed(0))
+    sampler = ShuffledBatches(8, lengths=lengths, generator=torch.Generator().manual_seed(0))
     first, second = list(sampler), list(sampler)
     assert sorted(first) == list(range(812))
     assert first != second
