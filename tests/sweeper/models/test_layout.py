@@ -12,6 +12,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from strategies import Layout
+from strategies.base import inside
 from sweeper.errors import ConfigError
 from sweeper.models.layout import find_layout
 from sweeper.models.pretrained import Pretrained, load_model
@@ -77,12 +78,20 @@ def load(checkpoint: Callable[[str], Path]) -> Load:
 
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_stem_blocks_and_top_in_order(load: Load, kind: str) -> None:
-    layout = load(kind).layout
+    layout, model = load(kind).layout, load(kind).model
     stem, blocks, top = ([f"backbone.{name}" for name in names] for names in EXPECTED[kind])
-    assert list(layout.stem) == stem
+    weighted = [name for name in layout.stem if any(inside(p, (name,)) for p, _ in model.named_parameters())]
+    assert weighted == stem
     assert list(layout.blocks) == blocks
     assert list(layout.top) == top
     assert (layout.backbone, layout.head) == ("backbone", ("head",))
+
+
+def test_a_dropout_before_the_first_block_is_stem(load: Load) -> None:
+    assert "backbone.drop" in load("gpt2").layout.stem
+    native = load("bert", "native")
+    assert isinstance(native.model.dropout, nn.Dropout)
+    assert "dropout" not in native.layout.stem, "what comes before the classifier is above every block"
 
 
 @pytest.mark.parametrize("head", ["linear", "native"])
