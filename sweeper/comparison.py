@@ -360,7 +360,7 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
     progress.note(f"Scoring {plan.strategy} ...")
     started = time.perf_counter()
     dataset = task.dataset
-    given = config.dataset.label_descriptions or {name: name for name in dataset.label_names}
+    given = dict(config.dataset.label_descriptions or {name: name for name in dataset.label_names})
     template = cast(ZeroShot, plan.spec.build({})[0]).template
     validation, test = (
         zero_shot(

@@ -280,19 +280,6 @@ def test_zero_shot_is_a_reference_row_that_is_scored_once(tmp_path: Path, tiny: 
     assert len(runs(tmp_path, strategy="zero_shot")) == 2
 
 
-def test_all_leaves_out_what_does_not_apply_and_says_so(tmp_path: Path, tiny_checkpoint: Path, tiny: list[str]) -> None:
-    """Of a folder of the user's own with two strategies, the rest of all would take too long here."""
-    fits = ["strategy.search_space.num_blocks.high=4", "strategy.search_space.rank.choices=[2,4]"]
-    small = [*tiny, *fits, "study.n_trials=1", "final.seeds=1", "trainer.epochs=1", "dataset.train_size=16"]
-    text = run(tmp_path, "compare", "strategy=all", *small, "domain_pretrain.epochs=1", "domain_pretrain.size=16")
-    for left_out in ("gradual: trainer.epochs=1: must be at least 3", "lp_ft: trainer.epochs=1", "scratch throws away"):
-        assert f"left out: strategy={left_out}" in " ".join(text.split()), text
-    studies = runs(tmp_path, kind="study")
-    assert len(studies) >= 14
-    assert set(studies["status"]) == {"FINISHED"}
-    assert all("strategy=all" in command for command in studies["tags.thawline.command"])
-
-
 def test_a_strategy_that_does_not_apply_is_named_before_anything_starts(tmp_path: Path, tiny: list[str]) -> None:
     text = run(tmp_path, "compare", "strategy=frozen,adapter,gradual", *tiny, "model.head=native", status=2)
     assert "error: 2 mistakes:" in text

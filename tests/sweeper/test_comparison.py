@@ -1,0 +1,65 @@
+"""What is checked of all strategies before the first trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from strategies import STRATEGIES
+from sweeper.comparison import _check_model, _load, _validate
+from sweeper.config import Config, config_dir, register
+from sweeper.errors import ConfigError
+
+NAMES = sorted(path.stem for path in (config_dir() / "strategy").glob("*.yaml"))
+
+
+def misfits(tiny_checkpoint: Path, names: list[str], *overrides: str) -> dict[str, str]:
+    """Why strategies do not apply, by name."""
+    register()
+    given = [
+        *("model=local", f"model.path={tiny_checkpoint}", "trainer.precision=fp32", "trainer.epochs=3"),
+        *("dataset.train_size=16", "dataset.validation_size=16", "dataset.test_size=16", "dataset.max_length=24"),
+        *overrides,
+    ]
+    own = {
+        "partial": ["strategy.search_space.num_blocks.high=4"],  # the model has no more
+        "pissa": ["strategy.search_space.rank.choices=[2,4]"],  # its layers are 32 wide
+    }
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        configs: list[Any] = [
+            compose("config", overrides=[f"strategy={name}", *given, *own.get(name, [])]) for name in names
+        ]
+    found: list[Config] = configs
+    specs = _validate(found)
+    task = _load(found[0], Console(quiet=True))
+    return {names[index]: message for index, message in _check_model(task, found, specs).items()}
+
+
+def test_there_is_a_file_for_every_strategy() -> None:
+    assert set(STRATEGIES) == set(NAMES)
+
+
+def test_every_strategy_fits_an_encoder(tiny_checkpoint: Path) -> None:
+    assert misfits(tiny_checkpoint, NAMES) == {}
+
+
+def test_what_does_not_fit_is_left_out_with_its_reason(tiny_checkpoint: Path) -> None:
+    found = misfits(tiny_checkpoint, NAMES, "model.head=native", "trainer.epochs=2", "domain_pretrain.epochs=1")
+    assert set(found) == {"adapter", "prompt", "prefix", "gradual", "scratch"}
+    assert found["gradual"] == "strategy=gradual: trainer.epochs=2: must be at least 3, one for each stage"
+    assert "throws away what domain_pretrain.epochs trains" in found["scratch"]
+    assert all("model.head=linear or mlp" in found[name] for name in ("adapter", "prompt", "prefix"))
+
+
+def test_a_choice_in_the_middle_is_checked_too(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="targets='typo': allowed are"):
+        misfits(
+            tiny_checkpoint,
+            ["lora"],
+            "strategy.targets=null",
+            "strategy.search_space.targets.choices=[query,typo,value]",
+        )
