@@ -69,8 +69,9 @@ def _print_report(report: Report, config: Config, console: Console) -> None:
     console.print(f"\n[bold]{report.comparison}[/bold], test split", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
+    for column in columns:  # long names are folded, numbers never
+        name = column == "strategy"
+        table.add_column(column, justify="left" if name else "right", no_wrap=not name, overflow="fold", min_width=8)
     for row in report.table.to_dict("records"):
         table.add_row(*_row(row))
     console.print(table)

@@ -77,7 +77,7 @@ def run_comparison(
     _check_wrappers(config, task)
     misfits = _check_model(task, configs, specs)
     if misfits and (not skip_inapplicable or len(misfits) == len(configs)):
-        raise ConfigError(list(misfits.values()), "Leave out what does not fit, or choose another model.")
+        raise ConfigError(list(misfits.values()), "Leave out what does not fit, or change what it names.")
     for message in misfits.values():
         console.print(f"[yellow]left out:[/yellow] {message}", highlight=False)
     plans = [

@@ -65,7 +65,8 @@ class Run:
 class Task:
     """A pretrained model on a dataset: loaded and tokenised once, shared by all studies of a comparison.
 
-    ``source`` and ``revision`` say where the model was loaded from.
+    ``source`` and ``revision`` say where the model was loaded from. ``backbone_trained`` is true after domain
+    pretraining: whatever a strategy trains, all of the model then differs from the published weights.
     """
 
     dataset: TextDataset
@@ -76,6 +77,7 @@ class Task:
     test: TokenizedSplit
     source: str | Path
     revision: str | None
+    backbone_trained: bool = False
 
     @classmethod
     def load(
@@ -98,11 +100,11 @@ class Task:
             source, modality="text", head=head, pooling=pooling, label_names=dataset.label_names, revision=revision
         )
         limit = min(max_length, pretrained.processor.model_max_length)
-        tokenized = {
-            name: tokenize(getattr(dataset, name), pretrained.processor, limit, by_length=name != "train")
-            for name in ("train", "validation", "test")
-        }
-        return cls(dataset, pretrained, settings, **tokenized, source=source, revision=revision)
+        train, validation, test = (
+            tokenize(split, pretrained.processor, limit, by_length=split is not dataset.train)
+            for split in (dataset.train, dataset.validation, dataset.test)
+        )
+        return cls(dataset, pretrained, settings, train, validation, test, source=source, revision=revision)
 
     def unlabelled(self, size: int | None, seed: int) -> list[dict[str, Any]]:
         """Tokenised examples without labels, of at most ``size`` of the dataset's unlabelled texts, shortest first."""
@@ -135,6 +137,9 @@ class Task:
             counts.append(count_parameters(model, layout))
         enter_stage(model, Stage(), trained)
         peak = max(counts, key=lambda count: count["trainable"])
+        if self.backbone_trained:
+            peak = {**peak, "trainable": peak["total"], "backbone": peak["total"] - peak["head"]}
+            stored = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         over_epochs = sum(count["trainable"] * part for count, part in zip(counts, epochs, strict=True))
         return model, {
             schema.TRAINABLE_PARAMS: peak["trainable"],

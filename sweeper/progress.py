@@ -76,9 +76,8 @@ class Progress:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(strategy, total=self._units, detail="")
         resumed = f", {already} of them finished earlier" if already else ""
-        self.note(
-            f"[bold]{strategy}[/bold]: {n_trials} trials of up to {epochs} epochs{resumed}, then {final_seeds} finals"
-        )
+        trials, finals = _plural(n_trials, "trial"), _plural(final_seeds, "final")
+        self.note(f"[bold]{strategy}[/bold]: {trials} of up to {_plural(epochs, 'epoch')}{resumed}, then {finals}")
 
     def trial_started(self, position: int, total: int, values: Mapping[str, Any]) -> None:
         """A trial begins with these values."""
@@ -143,6 +142,10 @@ def duration(seconds: float) -> str:
         return f"{max(seconds, 0):.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _short(value: Any) -> str:

@@ -119,7 +119,7 @@ def domain_pretrain(
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     done = LanguageModelling(**json.loads((folder / _RECORD).read_text()))
-    return replace(task, pretrained=_with_backbone(task.pretrained, folder, key)), done
+    return replace(task, pretrained=_with_backbone(task.pretrained, folder, key), backbone_trained=True), done
 
 
 def is_masked(pretrained: Pretrained) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, T5Config
 
+from strategies import Frozen
 from sweeper.data import load_dataset
 from sweeper.errors import ConfigError, StudyError
 from sweeper.objective import Task
@@ -107,6 +108,16 @@ def test_masked_words_of_texts_that_no_training_saw_are_restored_better(task: Ta
     adapted = loss(model)
     model.base_model.load_state_dict(task.pretrained.model.backbone.state_dict())
     assert adapted < loss(model) - 0.2, "the backbone learned, not its head alone"
+
+
+def test_all_of_the_model_counts_as_trained(task: Task, tmp_path: Path) -> None:
+    plain = task.prepare(Frozen(), 0)[1]
+    trained, _ = domain_pretrain(task, PRETRAINING, seed=0, models_dir=tmp_path)
+    wrapped = trained.prepare(Frozen(), 0)[1]
+    assert plain["trainable_params"] == plain["trainable_params_head"] < plain["total_params"]
+    assert wrapped["trainable_params"] == wrapped["total_params"] == plain["total_params"]
+    assert wrapped["trainable_params_backbone"] == plain["total_params"] - plain["trainable_params_head"]
+    assert wrapped["stored_bytes"] == 4 * plain["total_params"]
 
 
 def test_it_is_trained_once_and_found_again(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

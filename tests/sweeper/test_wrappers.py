@@ -87,7 +87,7 @@ def test_wrapped_and_plain_land_in_one_report_as_two_rows(wrapped: tuple[Path, s
 
 def test_rounds_are_logged_and_epochs_go_on(wrapped: tuple[Path, str, str]) -> None:
     output, _, text = wrapped
-    assert "1 trials of up to 4 epochs" in text
+    assert "1 trial of up to 4 epochs" in text
     children = runs(output, strategy=LABEL)
     children = children[children["tags.thawline.kind"] != "study"]
     assert sorted(children["tags.thawline.kind"]) == ["final", "trial"]
