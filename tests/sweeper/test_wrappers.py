@@ -81,7 +81,7 @@ def test_wrapped_and_plain_land_in_one_report_as_two_rows(wrapped: tuple[Path, s
     assert names == {"frozen", LABEL}
     table = text.partition(", test split")[2].partition("Report:")[0]
     assert "…" not in table, "nothing is cut at 80 columns"
-    assert re.search(r"frozen +66 .*\n +\+pseudo_label *\n +\+domain_pretrain *\n", table), table
+    assert re.search(r"frozen +[\d,]{9} .*\n +\+pseudo_label *\n +\+domain_pretrain *\n", table), table
     assert len(runs(output, kind="floor")) == 2, "one comparison, one set of floors"
 
 
