@@ -38,7 +38,7 @@ class Adapter(BackboneStrategy):
             ValueError: it has fewer blocks.
         """
         add_adapters = addition(model, "add_adapters")
-        blocks = layout.blocks if self.num_blocks is None else layout.last_blocks(self.num_blocks)
+        blocks = layout.last_blocks(self.num_blocks)
         add_adapters(blocks, self.reduction)
         set_trainable(model, (*layout.head, *(f"{block}.adapter" for block in blocks)))
         return model

@@ -30,6 +30,7 @@ __all__ = [
     "parse_numbers",
     "prefix_modules",
     "set_trainable",
+    "split_list",
 ]
 
 
@@ -61,12 +62,14 @@ class Layout:
     adapter_targets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     backbone: str = "backbone"
 
-    def last_blocks(self, number: int) -> tuple[str, ...]:
-        """The ``number`` blocks nearest to the head.
+    def last_blocks(self, number: int | None) -> tuple[str, ...]:
+        """The ``number`` blocks nearest to the head; None = all of them.
 
         Raises:
             ValueError: the model has fewer blocks.
         """
+        if number is None:
+            return self.blocks
         if number > len(self.blocks):
             raise ValueError(f"num_blocks={number}: the model has {len(self.blocks)} blocks")
         return self.blocks[len(self.blocks) - number :]
@@ -119,6 +122,7 @@ class Strategy(ABC):
 
     name: ClassVar[str]
     trains: ClassVar[bool] = True  # False for a reference, which is scored as the model is
+    pretrained: ClassVar[bool] = True  # False where the backbone's weights are thrown away
 
     @abstractmethod
     def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
@@ -208,10 +212,15 @@ class BackboneStrategy(Strategy):
         return problems
 
 
+def split_list(value: str) -> list[str]:
+    """The parts of a field such as ``query,value``."""
+    return [part.strip() for part in str(value).split(",") if part.strip()]
+
+
 def parse_numbers(value: str) -> list[float]:
     """The numbers of a field such as ``1,0.1``; none where one is not a number above 0."""
     try:
-        numbers = [float(part) for part in str(value).split(",") if part.strip()]
+        numbers = [float(part) for part in split_list(value)]
     except ValueError:
         return []
     return numbers if all(0 < number < math.inf for number in numbers) else []

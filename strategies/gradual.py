@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from strategies.base import BackboneStrategy, Layout, Stage, parse_numbers, set_trainable
+from strategies.base import BackboneStrategy, Layout, Stage, parse_numbers, set_trainable, split_list
 
 __all__ = ["Gradual"]
 
@@ -52,7 +52,7 @@ class Gradual(BackboneStrategy):
         return [
             Stage(share, factor, None if count == ALL else self._parts(int(count), layout))
             for count, share, factor in zip(
-                _split(self.num_blocks),
+                split_list(self.num_blocks),
                 parse_numbers(self.epoch_shares),
                 parse_numbers(self.learning_rate_factors),
                 strict=True,
@@ -64,7 +64,7 @@ class Gradual(BackboneStrategy):
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        counts = _split(self.num_blocks)
+        counts = split_list(self.num_blocks)
         order = [math.inf if count == ALL else int(count) if count.isdigit() else -1 for count in counts]
         if not counts or -1 in order or any(later <= earlier for earlier, later in itertools.pairwise(order)):
             problems.append(
@@ -75,7 +75,3 @@ class Gradual(BackboneStrategy):
             if len(parse_numbers(given)) != len(counts):
                 problems.append(f"{field}={given}: must be {len(counts)} numbers above 0, one for each of num_blocks")
         return problems
-
-
-def _split(value: str) -> list[str]:
-    return [part.strip() for part in str(value).split(",") if part.strip()]

@@ -68,8 +68,8 @@ class Ia3(BackboneStrategy):
 
     def _outputs(self, model: nn.Module, layout: Layout) -> tuple[str, ...]:
         if self.targets != AUTO:
-            return find_targets(model, layout, self.targets, self.num_blocks)
-        every = only_linear(self.name, model, find_targets(model, layout, "all-linear", self.num_blocks))
+            return find_targets(layout, self.targets, self.num_blocks)
+        every = only_linear(self.name, model, find_targets(layout, "all-linear", self.num_blocks))
         found = tuple(name for name in every if name.rpartition(".")[2] in _KEYS_AND_VALUES)
         if not found:
             has = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in every))
@@ -78,8 +78,8 @@ class Ia3(BackboneStrategy):
 
     def _inputs(self, model: nn.Module, layout: Layout) -> tuple[str, ...]:
         if self.feedforward != AUTO:
-            return find_targets(model, layout, self.feedforward, self.num_blocks, field="feedforward")
-        every = find_targets(model, layout, "all-linear", self.num_blocks)
+            return find_targets(layout, self.feedforward, self.num_blocks, field="feedforward")
+        every = find_targets(layout, "all-linear", self.num_blocks)
         return tuple({layout.depth(name): name for name in every}.values())  # the last one of each block
 
     def _is_decayed(self, name: str, parameter: nn.Parameter) -> bool:

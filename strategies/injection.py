@@ -14,25 +14,30 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from strategies.base import Layout, NotApplicable
+from strategies.base import Layout, NotApplicable, split_list
 
-__all__ = ["AUTO", "convolutions", "find_targets", "inject", "is_stored_transposed", "merge_adapters", "only_linear"]
+__all__ = [
+    "AUTO",
+    "convolutions",
+    "find_targets",
+    "inject",
+    "is_adaptable",
+    "is_stored_transposed",
+    "merge_adapters",
+    "only_linear",
+]
 
 #: Queries and values where the model has attention, else every layer that an adapter can wrap.
 AUTO = "auto"
 
 
 def find_targets(
-    model: nn.Module, layout: Layout, targets: str, num_blocks: int | None = None, *, field: str = "targets"
+    layout: Layout, targets: str, num_blocks: int | None = None, *, field: str = "targets"
 ) -> tuple[str, ...]:
     """Full names of the layers that an adapter wraps, in the model's order.
 
-    Layers that do more than multiply by their weight (weight-standardised or grouped convolutions, the output of
-    ``nn.MultiheadAttention``) are never among them: an update beside such a layer cannot be merged.
-
     Args:
-        model: not prepared yet.
-        layout: its parts.
+        layout: of the model.
         targets: ``auto``, a preset of the layout, or last parts of layer names separated by commas.
         num_blocks: only in that many blocks, counted from the head; None = in all.
         field: what the user calls ``targets``, for messages.
@@ -40,17 +45,13 @@ def find_targets(
     Raises:
         ValueError: no layer goes by one of the names, or the model has fewer blocks.
     """
-    within = set(layout.blocks if num_blocks is None else layout.last_blocks(num_blocks))
-    presets = {
-        preset: tuple(name for name in names if _is_adaptable(model.get_submodule(name)))
-        for preset, names in layout.adapter_targets.items()
-    }
+    within = set(layout.last_blocks(num_blocks))
+    presets = layout.adapter_targets
     every = presets.get("all-linear", ())
     preset = ("attention" if presets.get("attention") else "all-linear") if targets == AUTO else targets
-    wanted = [target.strip() for target in targets.split(",") if target.strip()]
+    wanted = split_list(targets)
     if preset in presets:
-        found = presets[preset]
-        missing = not found
+        found, missing = presets[preset], False
     else:
         found = tuple(name for name in every if any(name.endswith(f".{target}") for target in wanted))
         missing = not wanted or any(not any(name.endswith(f".{target}") for name in every) for target in wanted)
@@ -115,7 +116,11 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_adaptable(module: nn.Module) -> bool:
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether a layer only multiplies by its weight, so that an update beside it can be merged into the weight.
+
+    Weight-standardised and grouped convolutions do more, and so does the output of ``nn.MultiheadAttention``.
+    """
     # Subclasses may use their weight in other ways; Conv2dSame only pads differently.
     if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2dSame):
         return module.groups == 1 and module.padding_mode == "zeros"

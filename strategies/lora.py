@@ -60,7 +60,7 @@ class Lora(BackboneStrategy):
         return merge_adapters(model)
 
     def _targets(self, model: nn.Module, layout: Layout) -> tuple[str, ...]:
-        return find_targets(model, layout, self.targets, self.num_blocks)
+        return find_targets(layout, self.targets, self.num_blocks)
 
     def _alpha(self) -> float:
         return (self.alpha_ratio or self.default_alpha_ratio) * self.rank if self.alpha is None else self.alpha

@@ -19,6 +19,7 @@ class Scratch(BackboneStrategy):
     """Train everything from the architecture's own random initialisation (He et al. 2019, arXiv:1811.08883)."""
 
     name: ClassVar[str] = "scratch"
+    pretrained: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
         """Give the backbone new weights, drawn from torch's generator, and unfreeze everything."""

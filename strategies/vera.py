@@ -47,7 +47,7 @@ class Vera(BackboneStrategy):
             NotApplicable: a target is a convolution.
             ValueError: no layer of the blocks goes by a name in ``targets``, or the model has fewer blocks.
         """
-        names = only_linear(self.name, model, find_targets(model, layout, self.targets, self.num_blocks))
+        names = only_linear(self.name, model, find_targets(layout, self.targets, self.num_blocks))
         config = VeraConfig(
             r=self.rank,
             d_initial=self.d_initial,

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from strategies import NotApplicable, Scratch, ZeroShot
+from strategies import NotApplicable, ZeroShot
 from sweeper import schema
 from sweeper.assets import fetch
 from sweeper.config import Config, check, effective_pooling, natural_direction
@@ -230,10 +230,10 @@ def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[Strategy
         if not spec.cls.trains:
             problems += _check_descriptions(config, task.dataset)
             continue
-        if spec.cls is Scratch and config.domain_pretrain.epochs:
+        if not spec.cls.pretrained and config.domain_pretrain.epochs:
             misfits[index] = f"strategy={spec.cls.name} throws away what domain_pretrain.epochs trains"
             continue
-        for configuration in (*spec.corners(), *spec.choices()):
+        for configuration in spec.extremes():
             try:
                 task.prepare(spec.build(configuration)[0], seed=0)
             except NotApplicable as error:
@@ -318,8 +318,7 @@ def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Pr
     if len(tracker.find({schema.TAG_COMPARISON: plan.comparison, **complete})) >= NUMBER_OF_FLOORS:
         return
     running = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_RUNNING}
-    for stale in tracker.find({schema.TAG_COMPARISON: plan.comparison, **running}):
-        tracker.finish(stale, schema.STATE_INTERRUPTED, reason="its process ended")
+    tracker.close_interrupted(tracker.find({schema.TAG_COMPARISON: plan.comparison, **running}))
     progress.note("Scoring the floors: majority class, TF-IDF + logistic regression ...")
     tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
     for floor in floors(dataset):
@@ -355,30 +354,25 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
     mine = tracker.find({**complete, schema.TAG_STUDY: plan.study})
     if mine and mine[:1] == tracker.find({**complete, schema.TAG_STRATEGY: plan.strategy})[:1]:
         return  # and no other template or description has been scored since, of which a report takes the newest
-    for stale in tracker.open_runs(plan.study):
-        tracker.finish(stale, schema.STATE_INTERRUPTED, reason="its process ended")
+    tracker.close_interrupted(tracker.open_runs(plan.study))
     progress.note(f"Scoring {plan.strategy} ...")
     started = time.perf_counter()
     dataset = task.dataset
     given = dict(config.dataset.label_descriptions or {name: name for name in dataset.label_names})
     template = cast(ZeroShot, plan.spec.build({})[0]).template
-    validation, test = (
-        zero_shot(
-            _source(config),
-            split.texts,
-            [template.replace("{}", given[name]) for name in dataset.label_names],
-            modality=config.model.modality,
-            pooling=effective_pooling(config.model),
-            max_length=config.dataset.max_length,
-            revision=config.model.revision,
-        )
-        for split in (dataset.validation, dataset.test)
+    probabilities = zero_shot(
+        _source(config),
+        [*dataset.validation.texts, *dataset.test.texts],
+        [template.replace("{}", given[name]) for name in dataset.label_names],
+        modality=config.model.modality,
+        pooling=effective_pooling(config.model),
+        max_length=config.dataset.max_length,
+        revision=config.model.revision,
     )
+    validation, test = probabilities[: len(dataset.validation)], probabilities[len(dataset.validation) :]
     right = validation.argmax(-1).numpy() == dataset.validation.labels
-    probabilities, predictions = test.max(-1)
-    result = score_floor(
-        plan.strategy, dataset, float(right.mean()), 0, started, predictions.numpy(), probabilities.numpy()
-    )
+    highest, predictions = test.max(-1)
+    result = score_floor(plan.strategy, dataset, float(right.mean()), 0, started, predictions.numpy(), highest.numpy())
     texts = {"template": template, "descriptions": json.dumps(given)}
     _log_floor(plan, result, plan.tags, dataset, tracker, texts)
     progress.note(f"{plan.strategy}: test accuracy {result.test_accuracy:.4f}")

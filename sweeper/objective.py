@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit, stage_epochs
 
-__all__ = ["Run", "Task", "TestScores", "derive_seed", "predictions_table"]
+__all__ = ["Run", "Task", "TestScores", "derive_seed", "digest", "predictions_table"]
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,7 @@ class Task:
         nothing = np.zeros(len(texts), dtype=np.int64)
         split = TextSplit(texts, labels=nothing, groups=None, items=nothing)
         # Cut at the longest labelled text, for which there is room whatever a strategy adds.
-        labelled = (*self.train.examples, *self.validation.examples, *self.test.examples)
-        limit = max(len(example["input_ids"]) for example in labelled)
-        tokenized = tokenize(split, self.pretrained.processor, limit, by_length=True)
+        tokenized = tokenize(split, self.pretrained.processor, self._longest(), by_length=True)
         return [{key: value for key, value in example.items() if key != "labels"} for example in tokenized.examples]
 
     def prepare(self, strategy: Strategy, seed: int) -> tuple[nn.Module, dict[str, float]]:
@@ -224,13 +223,16 @@ class Task:
         """
         if (room := _room(model)) is None:
             return
-        splits = (self.train, self.validation, self.test)
-        longest = max(len(example["input_ids"]) for split in splits for example in split.examples)
-        if longest > room:
+        if (longest := self._longest()) > room:
             raise ValueError(
                 f"virtual tokens leave {room} of the model's positions to a text, and the longest has {longest} "
                 f"tokens: fewer num_tokens, or dataset.max_length={room}"
             )
+
+    def _longest(self) -> int:
+        """Tokens of the longest labelled text."""
+        splits = (self.train, self.validation, self.test)
+        return max(len(example["input_ids"]) for split in splits for example in split.examples)
 
     def _collate(self) -> Callable[[list[Any]], Mapping[str, Any]]:
         return DataCollatorWithPadding(self.pretrained.processor)
@@ -256,5 +258,10 @@ def predictions_table(split: TextSplit, predicted: np.ndarray, probabilities: np
 
 def derive_seed(*parts: object) -> int:
     """A 31-bit seed from anything printable; different parts give unrelated seeds."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    hashed = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(hashed[:4], "big") >> 1
+
+
+def digest(value: Any, length: int) -> str:
+    """So many hex digits that change with the value, whose JSON is hashed."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]

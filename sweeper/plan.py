@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 
 from sweeper import schema
 from sweeper.config import Config, effective_pooling
-from sweeper.objective import Task
+from sweeper.objective import Task, digest
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.tracking import versions
 from sweeper.training.domain_pretrain import DomainPretraining
@@ -26,6 +25,8 @@ __all__ = ["Plan", "make_plan"]
 
 #: Raised when the same configuration trains differently, so that runs before and after are not mixed.
 TRAINING_VERSION = 2  # batches of similar length in random order
+
+HASH_LENGTH = 8  # hex digits at the end of names
 
 #: What may differ between the studies of one comparison, or grow when one is continued.
 _NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final")
@@ -113,13 +114,12 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
     model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
     prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"
-    comparison = f"{prefix}-{_digest(shared)}"
-    identity = _digest({**measured, **wrappers, "strategy": strategy})
+    comparison = f"{prefix}-{digest(shared, HASH_LENGTH)}"
+    identity = digest({**measured, **wrappers, "strategy": strategy}, HASH_LENGTH)
     label = "+".join([spec.label or spec.cls.name, *wrappers])
     # A study that was given a name is checked when it is opened; a reference has no study.
     name = (config.study.name if spec.cls.trains else None) or f"{prefix}-{_slug(label)}-{identity}"
-    pseudo, domain = config.pseudo_label, config.domain_pretrain
-    pseudo_label = PseudoLabelling(rounds=pseudo.rounds, threshold=pseudo.threshold, size=pseudo.size)
+    pseudo_label = PseudoLabelling(**raw["pseudo_label"])
     tags = {
         schema.TAG_COMPARISON: comparison,
         schema.TAG_STUDY: name,
@@ -152,13 +152,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         strategy=label,
         spec=spec,
         pseudo_label=pseudo_label,
-        domain_pretrain=DomainPretraining(
-            epochs=domain.epochs,
-            learning_rate=domain.learning_rate,
-            batch_size=domain.batch_size,
-            mask_probability=domain.mask_probability,
-            size=domain.size,
-        ),
+        domain_pretrain=DomainPretraining(**raw["domain_pretrain"]),
         epochs=pseudo_label.epochs(config.trainer.epochs),
         n_trials=config.study.n_trials,
         timeout=config.study.timeout,
@@ -193,15 +187,12 @@ def _wrappers(measured: dict[str, Any], config: Config, unlabelled: Sequence[str
     """
     on = {"pseudo_label": config.pseudo_label.rounds > 0, "domain_pretrain": config.domain_pretrain.epochs > 0}
     settings = {name: measured.pop(name) for name in on}
-    return {name: {**settings[name], "unlabelled": _digest(unlabelled)} for name, wraps in on.items() if wraps}
+    texts = digest(unlabelled, HASH_LENGTH) if any(on.values()) else ""
+    return {name: {**settings[name], "unlabelled": texts} for name, wraps in on.items() if wraps}
 
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("._") or "unnamed"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _device() -> str:

@@ -43,6 +43,9 @@ STATE_FAILED: Final = "failed"
 STATE_INTERRUPTED: Final = "interrupted"  # stopped from outside; the trial is retried on resume
 STATE_TIMEOUT: Final = "timeout"  # study only: cut short by study.timeout, its budget is unequal
 
+#: ``thawline.reason`` of an interrupted run that its own process could not close.
+REASON_PROCESS_ENDED: Final = "its process ended"
+
 #: ``thawline.state`` -> the run status that MLflow shows.
 MLFLOW_STATUS: Final = {
     STATE_RUNNING: "RUNNING",

@@ -56,15 +56,20 @@ class StrategySpec:
         }
         return [{name: pair[index] for name, pair in ends.items()} for index in (0, 1)]
 
-    def choices(self) -> list[dict[str, Any]]:
-        """The lowest configuration with every choice of every categorical field in turn."""
-        lowest = self.corners()[0]
-        return [
+    def extremes(self) -> list[dict[str, Any]]:
+        """Both corners, and the lowest with every choice of every categorical field in turn; each once."""
+        lowest, highest = self.corners()
+        choices = [
             {**lowest, name: choice}
             for name, distribution in self.space.items()
             if isinstance(distribution, CategoricalDistribution)
             for choice in distribution.choices
         ]
+        found: list[dict[str, Any]] = []
+        for configuration in (lowest, highest, *choices):
+            if configuration not in found:
+                found.append(configuration)
+        return found
 
 
 def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple[StrategySpec | None, list[str]]:
@@ -118,7 +123,7 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
         return None, problems
 
     spec = StrategySpec(cls, fixed, space, label)
-    for configuration in (*spec.corners(), *spec.choices()):
+    for configuration in spec.extremes():
         try:
             _, rate = spec.build(configuration)
         except ValueError as error:

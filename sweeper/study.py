@@ -6,9 +6,6 @@ final. MLflow mirrors it for people and reports.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,8 +22,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sweeper import schema
 from sweeper.data import TextSplit
 from sweeper.errors import StudyError
+from sweeper.files import replaced
 from sweeper.interruption import Interrupted, StopSignal
-from sweeper.objective import Run, Task, derive_seed
+from sweeper.objective import Run, Task, derive_seed, digest
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
 from sweeper.tracking import Tracker
@@ -156,14 +154,36 @@ class _StudyRunner:
         }
         self.progress.note(f"Domain pretraining: {duration(done.seconds)}, loss {done.losses[-1]:.3f}")
 
-    def _on_round(self, run_id: str) -> Callable[[Round], None]:
+    def _train(
+        self,
+        configuration: Mapping[str, Any],
+        *,
+        seed: int,
+        run_id: str,
+        stop: StopSignal,
+        on_epoch: Callable[[EpochRecord], None],
+        on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
+    ) -> Run:
+        """One run of the strategy, with its pseudo-labelling, as a trial and a final alike train it."""
+
         def on_round(labelling: Round) -> None:
             self.tracker.log_metrics(run_id, {schema.PSEUDO_LABELLED: labelling.labelled}, labelling.number)
             if labelling.ended:
                 self.tracker.set_tags(run_id, {schema.TAG_PSEUDO_LABEL: labelling.ended})
                 self.progress.note(f"    {labelling.ended}")
 
-        return on_round
+        return self_train(
+            self.task,
+            self.plan.spec,
+            configuration,
+            settings=self.plan.pseudo_label,
+            unlabelled=self.unlabelled,
+            seed=seed,
+            on_epoch=on_epoch,
+            on_step=stop.check,
+            on_sizes=on_sizes,
+            on_round=on_round,
+        )
 
     # --- trials --------------------------------------------------------------------------------------------------
 
@@ -216,17 +236,13 @@ class _StudyRunner:
                 raise optuna.TrialPruned(f"{score:.4f} after epoch {record.epoch}")
 
         try:
-            run = self_train(
-                self.task,
-                self.plan.spec,
+            run = self._train(
                 trial.params,
-                settings=self.plan.pseudo_label,
-                unlabelled=self.unlabelled,
                 seed=seed,
+                run_id=run_id,
+                stop=stop,
                 on_epoch=on_epoch,
-                on_step=stop.check,
                 on_sizes=lambda sizes: self.tracker.log_metrics(run_id, sizes),
-                on_round=self._on_round(run_id),
             )
             state, value, metrics = schema.STATE_COMPLETE, getattr(run.fit.best, self.plan.metric), run.metrics()
         except optuna.TrialPruned as pruned:
@@ -265,17 +281,17 @@ class _StudyRunner:
 
     def _close_interrupted(self) -> None:
         """Close in Optuna and MLflow what a dead process left running; this process owns the output folder."""
-        reason = "its process ended"
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             trial = Trial(self.study, frozen._trial_id)
-            self._tell(trial, schema.STATE_INTERRUPTED, reason, None, frozen.user_attrs.get(_SECONDS, 0.0))
+            self._tell(
+                trial, schema.STATE_INTERRUPTED, schema.REASON_PROCESS_ENDED, None, frozen.user_attrs.get(_SECONDS, 0.0)
+            )
         open_runs = set(self.tracker.open_runs(self.plan.study))
         for frozen in self.study.get_trials(deepcopy=False):
             if (run_id := frozen.user_attrs.get(_RUN)) in open_runs:  # Optuna knows how it ended
                 open_runs.discard(run_id)
                 self.tracker.finish(run_id, frozen.user_attrs[_STATE], reason=frozen.user_attrs.get(_REASON, ""))
-        for run_id in open_runs:
-            self.tracker.finish(run_id, schema.STATE_INTERRUPTED, reason=reason)
+        self.tracker.close_interrupted(open_runs)
 
     def _retry_interrupted(self) -> None:
         """Queue each interrupted configuration again, under its own index, unless it was tried often enough."""
@@ -332,7 +348,7 @@ class _StudyRunner:
                 "Search lower learning rates (strategy.search_space.learning_rate.high=...), or raise study.timeout.",
             )
         best = self.study.best_trial
-        configuration = _digest({**self.plan.spec.fixed, **best.params})
+        configuration = digest({**self.plan.spec.fixed, **best.params}, 12)
         self.tracker.set_tags(self.parent, {schema.TAG_WINNER: configuration})
         for seed_index in range(self.plan.final_seeds):
             if f"{_FINAL}:{configuration}:{seed_index}" not in self.study.user_attrs:
@@ -356,17 +372,7 @@ class _StudyRunner:
             self.progress.epoch(record, getattr(record, self.plan.metric))
 
         try:
-            run = self_train(
-                self.task,
-                self.plan.spec,
-                best.params,
-                settings=self.plan.pseudo_label,
-                unlabelled=self.unlabelled,
-                seed=seed,
-                on_epoch=on_epoch,
-                on_step=stop.check,
-                on_round=self._on_round(run_id),
-            )
+            run = self._train(best.params, seed=seed, run_id=run_id, stop=stop, on_epoch=on_epoch)
             scores = self.task.score_test(run)
             metrics = {**run.metrics(), **scores.metrics}
             self.tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, scores.predictions)
@@ -396,15 +402,8 @@ class _StudyRunner:
         ]
         if earlier and not (score > max(earlier) if self.plan.maximize else score < min(earlier)):
             return
-        folder = self.models_dir / self.plan.study
-        fresh = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        self.task.save(run, fresh)
-        old = folder.with_name(f".{folder.name}.old")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replaced(self.models_dir / self.plan.study) as fresh:
+            self.task.save(run, fresh)
 
     # --- bookkeeping ---------------------------------------------------------------------------------------------
 
@@ -487,10 +486,6 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 def _best_metric(metric: str) -> str:
     return f"best_{metric}"
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _frame(split: TextSplit, label_names: list[str]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,11 @@ class Tracker:
             tags[schema.TAG_REASON] = reason[:_PARAM_LENGTH]
         self._log(run_id, tags=tags, metrics=metrics or {})
         self._client.set_terminated(run_id, status=schema.MLFLOW_STATUS[state])
+
+    def close_interrupted(self, run_ids: Iterable[str]) -> None:
+        """Close runs that a dead process left open."""
+        for run_id in run_ids:
+            self.finish(run_id, schema.STATE_INTERRUPTED, reason=schema.REASON_PROCESS_ENDED)
 
     def open_runs(self, study: str) -> list[str]:
         """The ids of a study's runs that are not closed."""

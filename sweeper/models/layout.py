@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.pytorch_utils import Conv1D
 
 from strategies.base import Layout, inside
+from strategies.injection import is_adaptable
 from sweeper.errors import ConfigError
 
 __all__ = ["find_layout"]
@@ -23,9 +22,6 @@ _QUERY_AND_VALUE = (
     *("query", "value", "q", "v", "q_lin", "v_lin", "q_proj", "v_proj", "query_proj", "value_proj"),
     *("qkv", "qkv_proj", "c_attn", "query_key_value", "Wqkv", "in_proj"),
 )
-
-#: They compute with a standardised copy of their weight, into which an update cannot be folded.
-_STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 def find_layout(model: nn.Module, backbone: str, head: tuple[str, ...], inputs: Mapping[str, torch.Tensor]) -> Layout:
@@ -232,8 +228,7 @@ def _adapter_targets(model: nn.Module, blocks: Sequence[str]) -> dict[str, tuple
         _join(block, name)
         for block in blocks
         for name, module in model.get_submodule(block).named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        or (isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module, _STANDARDISED))
+        if is_adaptable(module)
     )
     attention = tuple(name for name in linear if name.rpartition(".")[2] in _QUERY_AND_VALUE)
     targets = {"attention": attention, "all-linear": linear}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,15 +23,15 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 
 from sweeper.errors import ConfigError, StudyError
+from sweeper.files import replaced
 from sweeper.models.classifier import without_pooler
 from sweeper.models.pretrained import Pretrained
-from sweeper.objective import Task
-from sweeper.training.trainer import ShuffledBatches
+from sweeper.objective import Task, digest
+from sweeper.training.trainer import ShuffledBatches, training_arguments
 
 __all__ = ["DomainPretraining", "LanguageModelling", "domain_pretrain", "is_masked", "pretrain_language_model"]
 
@@ -104,20 +101,15 @@ def domain_pretrain(
     """
     masked = is_masked(task.pretrained)
     examples = task.unlabelled(settings.size, seed)
-    key = _digest(
-        [task.pretrained.fingerprint, examples, asdict(settings), task.settings.precision, masked, seed], length=12
-    )
+    key = digest([task.pretrained.fingerprint, examples, asdict(settings), task.settings.precision, masked, seed], 12)
     folder = models_dir / FOLDER / key
     if not (folder / _RECORD).is_file():
         on_start(len(examples))
-        fresh = folder.with_name(f".{key}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
         model, done = pretrain_language_model(task, examples, settings, seed=seed, on_step=on_step)
-        model.base_model.save_pretrained(fresh)
-        task.pretrained.processor.save_pretrained(fresh)
-        (fresh / _RECORD).write_text(json.dumps(asdict(done), indent=2))
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        with replaced(folder) as fresh:
+            model.base_model.save_pretrained(fresh)
+            task.pretrained.processor.save_pretrained(fresh)
+            (fresh / _RECORD).write_text(json.dumps(asdict(done), indent=2))
     done = LanguageModelling(**json.loads((folder / _RECORD).read_text()))
     return replace(task, pretrained=_with_backbone(task.pretrained, folder, key), backbone_trained=True), done
 
@@ -167,7 +159,15 @@ def pretrain_language_model(
     watch = _Watch(on_step)
     trainer = _LanguageModelTrainer(
         model=model,
-        args=_arguments(settings, task.settings.precision, seed),
+        args=training_arguments(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup_ratio=WARMUP_RATIO,
+            weight_decay=WEIGHT_DECAY,
+            precision=task.settings.precision,
+            seed=seed,
+        ),
         train_dataset=examples,
         data_collator=DataCollatorForLanguageModeling(
             task.pretrained.processor, mlm=masked, mlm_probability=settings.mask_probability, seed=seed
@@ -238,29 +238,3 @@ def _with_backbone(pretrained: Pretrained, folder: Path, key: str) -> Pretrained
 
 def _backbone(pretrained: Pretrained) -> Any:
     return pretrained.model.get_submodule(pretrained.layout.backbone)
-
-
-def _digest(value: Any, *, length: int) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
-
-
-def _arguments(settings: DomainPretraining, precision: str, seed: int) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=tempfile.gettempdir(),  # nothing is written there: checkpoints are off
-        per_device_train_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=WARMUP_RATIO,
-        weight_decay=WEIGHT_DECAY,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        logging_strategy="epoch",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )

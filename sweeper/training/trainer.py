@@ -31,6 +31,7 @@ __all__ = [
     "fit",
     "resolve_precision",
     "stage_epochs",
+    "training_arguments",
 ]
 
 EVAL_BATCH_SIZE = 64
@@ -155,7 +156,20 @@ def fit(
         trainer = _StrategyTrainer(
             model=model,
             # The seeds go on where a single stage's would: epoch k has the same order in every strategy.
-            args=_arguments(settings, epochs, rate, seed + first_epoch),
+            args=training_arguments(
+                epochs=epochs,
+                batch_size=settings.batch_size,
+                learning_rate=rate,
+                warmup_ratio=settings.warmup_ratio,
+                weight_decay=settings.weight_decay,
+                precision=settings.precision,
+                seed=seed + first_epoch,
+                per_device_eval_batch_size=EVAL_BATCH_SIZE,
+                gradient_accumulation_steps=settings.gradient_accumulation_steps,
+                max_grad_norm=settings.max_grad_norm,
+                train_sampling_strategy="group_by_length" if settings.length_grouping else "random",
+                eval_strategy="epoch",
+            ),
             train_dataset=train,
             eval_dataset=validation,
             data_collator=collate,
@@ -350,22 +364,39 @@ def _trained_state(model: nn.Module, trained: Collection[str]) -> dict[str, torc
     )
 
 
-def _arguments(settings: TrainerSettings, epochs: int, learning_rate: float, seed: int) -> TrainingArguments:
+def training_arguments(
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    warmup_ratio: float,
+    weight_decay: float,
+    precision: str,
+    seed: int,
+    **more: Any,
+) -> TrainingArguments:
+    """Warm-up and linear decay, a loss per epoch, and nothing written, reported or drawn by the Trainer itself.
+
+    Args:
+        epochs: how many.
+        batch_size: examples of a step on each device.
+        learning_rate: peak rate.
+        warmup_ratio: part of all steps.
+        weight_decay: AdamW's.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        seed: of the order of the data and of dropout.
+        more: further arguments of transformers' ``TrainingArguments``.
+    """
     return TrainingArguments(
         output_dir=tempfile.gettempdir(),  # nothing is written there: checkpoints are off
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=EVAL_BATCH_SIZE,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
         num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=settings.precision == "bf16",
-        fp16=settings.precision == "fp16",
-        train_sampling_strategy="group_by_length" if settings.length_grouping else "random",
-        eval_strategy="epoch",
+        warmup_steps=warmup_ratio,
+        weight_decay=weight_decay,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -374,6 +405,7 @@ def _arguments(settings: TrainerSettings, epochs: int, learning_rate: float, see
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
     )
 
 

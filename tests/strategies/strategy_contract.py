@@ -23,6 +23,7 @@ from sweeper.models.classifier import Classifier
 from sweeper.models.pretrained import Pretrained
 
 __all__ = [
+    "CHECKS",
     "check_groups_partition_the_trainables",
     "check_head_always_trains",
     "check_only_trainables_move",
@@ -191,3 +192,14 @@ def check_save_and_reload_agree(strategy: Strategy, pretrained: Pretrained, fold
     reloaded = auto.from_pretrained(folder, trust_remote_code=isinstance(pretrained.model, Classifier))
     torch.testing.assert_close(logits(reloaded, batch), trained, atol=1e-5, rtol=1e-4)
     assert reloaded.config.id2label == {0: "rotten", 1: "fresh"}
+
+
+#: Every check but saving, which needs a folder.
+CHECKS = (
+    check_groups_partition_the_trainables,
+    check_head_always_trains,
+    check_only_trainables_move,
+    check_prefix_computes_the_same_in_training,
+    check_stages_train_what_they_say,
+    check_starts_as_the_pretrained_model,
+)

@@ -105,14 +105,7 @@ def test_every_strategy_is_here() -> None:
 
 @pytest.mark.parametrize(
     "check",
-    [
-        contract.check_groups_partition_the_trainables,
-        contract.check_head_always_trains,
-        contract.check_only_trainables_move,
-        contract.check_prefix_computes_the_same_in_training,
-        contract.check_stages_train_what_they_say,
-        contract.check_starts_as_the_pretrained_model,
-    ],
+    contract.CHECKS,
     ids=lambda check: check.__name__,
 )
 def test_contract(check: object, strategy: Strategy, pretrained: Pretrained) -> None:

@@ -51,12 +51,7 @@ def test_it_is_short(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     "check",
-    [
-        contract.check_groups_partition_the_trainables,
-        contract.check_head_always_trains,
-        contract.check_only_trainables_move,
-        contract.check_starts_as_the_pretrained_model,
-    ],
+    contract.CHECKS,
     ids=lambda check: check.__name__,
 )
 def test_it_fulfils_the_contract(check: Any, example: Any, pretrained: Pretrained) -> None:

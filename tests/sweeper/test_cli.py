@@ -6,16 +6,16 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import mlflow
 import optuna
-import pandas as pd
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from tests.cli import command, run, runs
 
 TINY = [
     "model=local",
@@ -28,22 +28,6 @@ TINY = [
     "study.n_trials=3",
     "study.pruner=none",
 ]
-
-
-def command(output: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "sweeper", *arguments, f"output_dir={output}"]
-
-
-def run(output: Path, *arguments: str, status: int = 0, cwd: Path | None = None) -> str:
-    result = subprocess.run(command(output, *arguments), capture_output=True, text=True, timeout=300, cwd=cwd)
-    assert result.returncode == status, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
-def runs(output: Path, **tags: str) -> pd.DataFrame:
-    mlflow.set_tracking_uri(f"sqlite:///{output / 'mlflow.db'}")
-    query = " and ".join(f"tags.`thawline.{key}` = '{value}'" for key, value in tags.items())
-    return mlflow.search_runs(search_all_experiments=True, filter_string=query, order_by=["attributes.start_time"])
 
 
 def trials(output: Path) -> list[optuna.trial.FrozenTrial]:

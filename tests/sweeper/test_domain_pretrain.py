@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, T5Config
 
 from strategies import Frozen
-from sweeper.data import load_dataset
 from sweeper.errors import ConfigError, StudyError
 from sweeper.objective import Task
 from sweeper.training.domain_pretrain import (
@@ -23,28 +22,13 @@ from sweeper.training.domain_pretrain import (
     is_masked,
     pretrain_language_model,
 )
-from sweeper.training.trainer import TrainerSettings
+from tests.tasks import load_task
 
-SETTINGS = TrainerSettings(
-    epochs=1,
-    batch_size=16,
-    weight_decay=0.01,
-    warmup_ratio=0.1,
-    max_grad_norm=1.0,
-    precision="fp32",
-    gradient_accumulation_steps=1,
-    length_grouping=True,
-    early_stopping_patience=0,
-    early_stopping_metric="validation_loss",
-    metric="validation_accuracy",
-    maximize=True,
-)
 PRETRAINING = DomainPretraining(epochs=2, learning_rate=3e-3, batch_size=16, mask_probability=0.15, size=128)
 
 
 def load(checkpoint: Path, pooling: str = "mean", head: str = "linear") -> Task:
-    dataset = load_dataset("review_lines", train_size=48, validation_size=40, test_size=60)
-    return Task.load(dataset, checkpoint, head=head, pooling=pooling, revision=None, max_length=20, settings=SETTINGS)
+    return load_task(checkpoint, (48, 40, 60), max_length=20, head=head, pooling=pooling)
 
 
 @pytest.fixture(scope="module")

@@ -10,34 +10,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from strategies import Adapter, Prefix, Prompt
-from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
-from sweeper.training.trainer import TrainerSettings
-
-SETTINGS = TrainerSettings(
-    epochs=1,
-    batch_size=16,
-    weight_decay=0.01,
-    warmup_ratio=0.1,
-    max_grad_norm=1.0,
-    precision="fp32",
-    gradient_accumulation_steps=1,
-    length_grouping=True,
-    early_stopping_patience=0,
-    early_stopping_metric="validation_loss",
-    metric="validation_accuracy",
-    maximize=True,
-)
+from tests.tasks import load_task
 
 
 @pytest.fixture(scope="module")
 def task(tiny_checkpoint: Path) -> Task:
     """Texts cut at 30 tokens, for a model of 128 positions."""
-    dataset = load_dataset("review_lines", train_size=32, validation_size=20, test_size=20)
-    return Task.load(
-        dataset, tiny_checkpoint, head="linear", pooling="mean", revision=None, max_length=30, settings=SETTINGS
-    )
+    return load_task(tiny_checkpoint, (32, 20, 20), max_length=30)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

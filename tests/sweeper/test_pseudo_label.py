@@ -10,36 +10,21 @@ import pytest
 import torch
 
 from strategies import Frozen, Full
-from sweeper.data import load_dataset
 from sweeper.objective import Run, Task
 from sweeper.search_space import StrategySpec
 from sweeper.training import pseudo_label
 from sweeper.training.pseudo_label import PseudoLabelling, Round, self_train
-from sweeper.training.trainer import EpochRecord, TrainerSettings
+from sweeper.training.trainer import EpochRecord
+from tests.tasks import load_task
 
 EPOCHS = 2
-SETTINGS = TrainerSettings(
-    epochs=EPOCHS,
-    batch_size=16,
-    weight_decay=0.01,
-    warmup_ratio=0.1,
-    max_grad_norm=1.0,
-    precision="fp32",
-    gradient_accumulation_steps=1,
-    length_grouping=True,
-    early_stopping_patience=0,
-    early_stopping_metric="validation_loss",
-    metric="validation_loss",
-    maximize=False,
-)
 SPEC = StrategySpec(Full, {"learning_rate": 3e-3}, {})
 
 
 @pytest.fixture(scope="module")
 def task(tiny_checkpoint: Path) -> Task:
-    dataset = load_dataset("review_lines", train_size=48, validation_size=40, test_size=60)
-    return Task.load(
-        dataset, tiny_checkpoint, head="linear", pooling="mean", revision=None, max_length=24, settings=SETTINGS
+    return load_task(
+        tiny_checkpoint, (48, 40, 60), max_length=24, epochs=EPOCHS, metric="validation_loss", maximize=False
     )
 
 

@@ -15,40 +15,21 @@ import torch
 from torch import nn
 
 from strategies import Frozen, Full, Gradual, Layout, Lora, LpFt, Partial, Stage, Strategy
-from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import (
     Diverged,
     EpochRecord,
     ShuffledBatches,
-    TrainerSettings,
     resolve_precision,
     stage_epochs,
 )
-
-SETTINGS = TrainerSettings(
-    epochs=3,
-    batch_size=16,
-    weight_decay=0.01,
-    warmup_ratio=0.1,
-    max_grad_norm=1.0,
-    precision="fp32",
-    gradient_accumulation_steps=1,
-    length_grouping=True,
-    early_stopping_patience=0,
-    early_stopping_metric="validation_loss",
-    metric="validation_accuracy",
-    maximize=True,
-)
+from tests.tasks import load_task
 
 
 @pytest.fixture(scope="module")
 def task(tiny_checkpoint: Path) -> Task:
-    dataset = load_dataset("review_lines", train_size=64, validation_size=40, test_size=60)
-    return Task.load(
-        dataset, tiny_checkpoint, head="linear", pooling="mean", revision=None, max_length=48, settings=SETTINGS
-    )
+    return load_task(tiny_checkpoint, (64, 40, 60), max_length=48, epochs=3)
 
 
 def spec(cls: type[Strategy] = Full, rate: float = 1e-3, **fixed: object) -> StrategySpec:
@@ -294,9 +275,6 @@ def test_batches_of_similar_length_come_in_random_order() -> None:
 
 
 def test_a_native_heads_loss_does_not_grow_with_accumulation(tiny_checkpoint: Path) -> None:
-    dataset = load_dataset("review_lines", train_size=32, validation_size=16, test_size=16)
-    settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=8, gradient_accumulation_steps=4)
-    native = Task.load(
-        dataset, tiny_checkpoint, head="native", pooling="native", revision=None, max_length=48, settings=settings
-    )
+    accumulated = {"head": "native", "pooling": "native", "batch_size": 8, "gradient_accumulation_steps": 4}
+    native = load_task(tiny_checkpoint, (32, 16, 16), max_length=48, **accumulated)
     assert native.run(spec(Full, rate=1e-6), {}, seed=0).fit.best.train_loss == pytest.approx(0.69, abs=0.15)

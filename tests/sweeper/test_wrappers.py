@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +16,7 @@ from rich.console import Console
 from sweeper.comparison import _check_wrappers, _load
 from sweeper.config import Config, check, config_dir, register
 from sweeper.errors import ConfigError
+from tests.cli import run, runs
 
 TINY = [
     "sweep",
@@ -41,19 +40,6 @@ WRAPPED = [
     "domain_pretrain.size=64",
 ]
 LABEL = "frozen+pseudo_label+domain_pretrain"
-
-
-def run(output: Path, *arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "sweeper", *arguments, f"output_dir={output}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == status, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
-def runs(output: Path, **tags: str) -> pd.DataFrame:
-    mlflow.set_tracking_uri(f"sqlite:///{output / 'mlflow.db'}")
-    query = " and ".join(f"tags.`thawline.{key}` = '{value}'" for key, value in tags.items())
-    return mlflow.search_runs(search_all_experiments=True, filter_string=query, order_by=["attributes.start_time"])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,26 @@
+"""Folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["replaced"]
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A fresh path beside ``folder``, to be filled; it takes the folder's place when the block ends without an error.
+
+    What a killed process left of an earlier attempt is removed first.
+    """
+    fresh, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    yield fresh
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
