@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import multiprocessing
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -11,17 +13,40 @@ import pandas as pd
 
 __all__ = ["command", "run", "runs"]
 
+# New processes are forked from one that has done the imports, which take longer than most commands.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["sweeper.__main__", "sweeper.commands", "sweeper.comparison"])
+
 
 def command(output: Path, *arguments: str) -> list[str]:
-    """The arguments of a process that writes to ``output``."""
+    """The arguments of a process started from a shell, writing to ``output``."""
     return [sys.executable, "-m", "sweeper", *arguments, f"output_dir={output}"]
 
 
 def run(output: Path, *arguments: str, status: int = 0, cwd: Path | None = None) -> str:
-    """Run it to its end, which must have this status; what it printed."""
-    result = subprocess.run(command(output, *arguments), capture_output=True, text=True, timeout=300, cwd=cwd)
-    assert result.returncode == status, result.stdout + result.stderr
-    return result.stdout + result.stderr
+    """Run the command to its end, which must have this status; what it printed."""
+    with tempfile.NamedTemporaryFile("r") as printed:
+        process = _PROCESSES.Process(target=_main, args=(command(output, *arguments)[2:], cwd, printed.name))
+        process.start()
+        process.join(timeout=300)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        text = printed.read()
+    assert process.exitcode == status, text
+    return text
+
+
+def _main(arguments: list[str], cwd: Path | None, printed: str) -> None:
+    file = os.open(printed, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(cwd or os.getcwd())
+    sys.argv = arguments
+    multiprocessing.current_process().name = "MainProcess"  # what transformers tells data loaders' workers from
+    from sweeper.__main__ import main
+
+    main()
 
 
 def runs(output: Path, **tags: str) -> pd.DataFrame:
