@@ -95,7 +95,7 @@ def cnn(architecture: str) -> tuple[Classifier, Layout, torch.Tensor]:
         f"{block}.{name}"
         for block in blocks
         for name, module in model.get_submodule(block).named_modules()
-        if isinstance(module, nn.Conv2d)  # grouped ones too: adapters must pass them over
+        if isinstance(module, nn.Conv2d) and is_adaptable(module)
     )
     rest = tuple(name for name, _ in model.named_parameters() if not name.startswith((*blocks, "head")))
     layout = Layout(head=("head",), stem=rest, blocks=blocks, adapter_targets={"all-linear": convolutions})
@@ -306,7 +306,8 @@ def test_auto_is_attention_or_else_everything() -> None:
 
 
 def test_grouped_and_standardised_convolutions_are_passed_over() -> None:
-    model, layout, _ = cnn("test_efficientnet")
+    model, _, images = cnn("test_efficientnet")
+    layout = find_layout(model, "backbone", ("head",), {"x": images})
     chosen: list[Any] = [model.get_submodule(name) for name in find_targets(layout, "auto")]
     assert {layer.groups for layer in chosen} == {1}
     assert not is_adaptable(timm.layers.StdConv2d(8, 8, 3))  # type: ignore[attr-defined]
