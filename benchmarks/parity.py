@@ -30,7 +30,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 from sweeper.assets import fetch
-from sweeper.data import TextDataset, TextSplit, load_dataset
+from sweeper.data import Dataset, Split, load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import parse_strategy
 from sweeper.training.trainer import TrainerSettings, resolve_precision
@@ -62,12 +62,12 @@ class PlainClassifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def plain(dataset: TextDataset, path: Path, strategy: str, seed: int) -> tuple[float, float]:
+def plain(dataset: Dataset, path: Path, strategy: str, seed: int) -> tuple[float, float]:
     """Test accuracy at the epoch with the best validation accuracy, and the seconds of training."""
     tokenizer = AutoTokenizer.from_pretrained(path)
 
-    def examples(split: TextSplit) -> list[dict[str, Any]]:
-        encoded = tokenizer(split.texts, truncation=True, max_length=MAX_LENGTH)
+    def examples(split: Split) -> list[dict[str, Any]]:
+        encoded = tokenizer(split.inputs, truncation=True, max_length=MAX_LENGTH)
         return [
             {"input_ids": ids, "attention_mask": mask, "labels": int(label)}
             for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], split.labels, strict=True)

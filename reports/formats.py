@@ -19,6 +19,7 @@ __all__ = [
     "duration",
     "escape",
     "fence",
+    "floor_name",
     "is_missing",
     "markdown_table",
     "percent",
@@ -30,7 +31,19 @@ __all__ = [
 ]
 
 MISSING = "\N{EN DASH}"
+#: ``floor`` param -> what a sentence calls it, and a narrow table or a figure.
+_FLOORS = {
+    "majority": ("majority class", "majority class"),
+    "tfidf_logreg": ("TF-IDF + logistic regression", "TF-IDF + LR"),
+    "pixels_logreg": ("raw pixels + logistic regression", "pixels + LR"),
+    "zero_shot": ("zero-shot", "zero-shot"),
+}
 _MINUS = "\N{MINUS SIGN}"
+
+
+def floor_name(name: str, *, short: bool = False) -> str:
+    """A floor as a reader knows it; an unknown one by its own name."""
+    return _FLOORS.get(name, (name, name))[short]
 
 
 def is_missing(value: object) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from reports.formats import count
+from reports.formats import count, floor_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,6 @@ __all__ = ["accuracy_figure", "save_png"]
 
 _Side = Literal["left", "center", "right"]
 _INK, _MUTED, _GRID = "#1f2328", "#6e7781", "#e4e8ec"
-_FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF", "zero_shot": "zero-shot"}  # shorter than in the text
 _POINT, _CHOSEN = "#4c6f91", "#c2410c"
 
 
@@ -117,7 +116,7 @@ def _limit_accuracy(
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """Set up the y axis; returns the floors drawn as lines and those named below the edge."""
     named = [
-        (_FLOORS.get(str(name), _short(str(name), 18)), float(value))
+        (_short(floor_name(str(name), short=True), 18), float(value))
         for name, value in zip(floors["strategy"], floors["test_accuracy"], strict=True)
     ]
     if not low.size:

@@ -28,7 +28,7 @@ from reports.tables import (
     hyperparameters_table,
     strategy_scores,
 )
-from reports.verdict import Verdict, floor_name, judge
+from reports.verdict import Verdict, judge
 from sweeper import schema
 from sweeper.errors import ConfigError, ThawlineError
 
@@ -232,7 +232,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
             ]
         )
     for row in (dict(floor) for _, floor in table[table["kind"] == "floor"].iterrows()):
-        name = f"*{formats.escape(floor_name(str(row['strategy'])))}*"
+        name = f"*{formats.escape(formats.floor_name(str(row['strategy'])))}*"
         blank = [formats.MISSING] * 2
         size = formats.count(row["trainable_params"])
         rows.append([name, size, *blank, _accuracy(row), blank[0], formats.score(row["test_macro_f1"]), *blank])
@@ -340,7 +340,11 @@ def _reasons(given: dict[str, int]) -> str:
 
 def _floors_markdown(table: pd.DataFrame, confidence: float) -> str:
     rows = [
-        [formats.escape(floor_name(str(row["strategy"]))), _accuracy(dict(row)), formats.score(row["test_macro_f1"])]
+        [
+            formats.escape(formats.floor_name(str(row["strategy"]))),
+            _accuracy(dict(row)),
+            formats.score(row["test_macro_f1"]),
+        ]
         for _, row in table[table["kind"] == "floor"].iterrows()
     ]
     return formats.markdown_table(["floor", f"test accuracy [{100 * confidence:g} %]", "macro-F1"], rows)

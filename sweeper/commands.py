@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reports import Report, build_report
-from reports.formats import duration
+from reports.formats import duration, floor_name
 from sweeper.config import Config
 
 __all__ = ["report", "run"]
@@ -80,13 +80,10 @@ def _print_report(report: Report, config: Config, console: Console) -> None:
     console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
 
 
-_FLOORS = {"majority": "majority class", "tfidf_logreg": "TF-IDF + LR", "zero_shot": "zero-shot"}
-
-
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["kind"] == "floor":
         size = "" if math.isnan(row["trainable_params"]) else f"{row['trainable_params']:,.0f}"
-        return (_FLOORS.get(row["strategy"], row["strategy"]), size, f"{row['test_accuracy']:.3f}", _interval(row), "")
+        return (floor_name(row["strategy"], short=True), size, f"{row['test_accuracy']:.3f}", _interval(row), "")
     tested = not math.isnan(row["test_accuracy"])
     seconds = [row["tuning_seconds"], row["train_seconds"] * row["seeds"]]
     return (

@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,15 +15,16 @@ import optuna
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from strategies import NotApplicable, ZeroShot
 from sweeper import schema
 from sweeper.assets import fetch
-from sweeper.config import Config, check, effective_pooling, natural_direction
-from sweeper.data import TextDataset, load_dataset
-from sweeper.data.floors import NUMBER_OF_FLOORS, FloorResult, floors, score_floor
+from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
+from sweeper.data import DataRequest, Dataset, load_dataset
+from sweeper.data.floors import FLOORS, FloorResult, floors, score_floor
 from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate, estimate_pretraining
 from sweeper.interruption import Interrupted
@@ -145,7 +146,7 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
 
 def _load(config: Config, console: Console) -> Task:
     if config.verbosity != "quiet":
-        console.print(f"Loading {config.dataset.name} and {config.model.name} ...")
+        console.print(f"Loading {data_name(config.dataset)} and {config.model.name} ...", highlight=False)
     model = config.model
     if model.source == "local" and not (Path(str(model.path)) / "config.json").is_file():
         raise ConfigError(
@@ -153,15 +154,8 @@ def _load(config: Config, console: Console) -> Task:
             "Give a folder with config.json, weights and tokenizer files, as save_pretrained writes them.",
         )
     data = config.dataset
-    dataset = load_dataset(
-        data.name,
-        train_size=data.train_size,
-        validation_size=data.validation_size,
-        test_size=data.test_size,
-        seed=data.seed,
-    )
-    for warning in dataset.summary.get("warnings", []):
-        console.print(f"[yellow]data:[/yellow] {warning}", highlight=False)
+    asked = {field.name: getattr(data, field.name) for field in fields(DataRequest)}
+    dataset = load_dataset(**{**asked, "name": data_name(data)})
     trainer = config.trainer
     settings = TrainerSettings(
         epochs=trainer.epochs,
@@ -172,20 +166,26 @@ def _load(config: Config, console: Console) -> Task:
         precision=resolve_precision(trainer.precision),
         gradient_accumulation_steps=trainer.gradient_accumulation_steps,
         length_grouping=trainer.length_grouping,
+        class_weights=trainer.class_weights,
         early_stopping_patience=trainer.early_stopping_patience,
         early_stopping_metric=trainer.early_stopping_metric,
         metric=config.study.metric,
         maximize=natural_direction(config.study.metric) == "maximize",
     )
-    return Task.load(
+    task = Task.load(
         dataset,
         _source(config),
         head=model.head,
         pooling=effective_pooling(model),
         revision=model.revision,
-        max_length=data.max_length,
         settings=settings,
+        max_length=data.max_length,
+        image_size=data.image_size,
+        augmentation=data.augmentation,
     )
+    for warning in task.summary()["warnings"]:
+        console.print(f"[yellow]data:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+    return task
 
 
 def _check_wrappers(config: Config, task: Task) -> None:
@@ -245,7 +245,7 @@ def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[Strategy
     return misfits
 
 
-def _check_descriptions(config: Config, dataset: TextDataset) -> list[str]:
+def _check_descriptions(config: Config, dataset: Dataset) -> list[str]:
     given = config.dataset.label_descriptions
     if given is None or set(given) == set(dataset.label_names):
         return []
@@ -312,14 +312,15 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
         ) from error
 
 
-def _log_floors(plan: Plan, dataset: TextDataset, tracker: Tracker, progress: Progress) -> None:
+def _log_floors(plan: Plan, dataset: Dataset, tracker: Tracker, progress: Progress) -> None:
     """Score the floors of a comparison once."""
     complete = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_COMPLETE}
-    if len(tracker.find({schema.TAG_COMPARISON: plan.comparison, **complete})) >= NUMBER_OF_FLOORS:
+    if len(tracker.find({schema.TAG_COMPARISON: plan.comparison, **complete})) >= len(FLOORS[dataset.modality]):
         return
     running = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_RUNNING}
     tracker.close_interrupted(tracker.find({schema.TAG_COMPARISON: plan.comparison, **running}))
-    progress.note("Scoring the floors: majority class, TF-IDF + logistic regression ...")
+    features = {"text": "TF-IDF", "image": "raw pixels"}[dataset.modality]
+    progress.note(f"Scoring the floors: majority class, logistic regression on {features} ...")
     tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
     for floor in floors(dataset):
         _log_floor(plan, floor, tags, dataset, tracker)
@@ -329,7 +330,7 @@ def _log_floor(
     plan: Plan,
     floor: FloorResult,
     tags: Mapping[str, str],
-    dataset: TextDataset,
+    dataset: Dataset,
     tracker: Tracker,
     more: Mapping[str, str] | None = None,
 ) -> None:
@@ -362,7 +363,7 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
     template = cast(ZeroShot, plan.spec.build({})[0]).template
     probabilities = zero_shot(
         _source(config),
-        [*dataset.validation.texts, *dataset.test.texts],
+        [*dataset.validation.inputs, *dataset.test.inputs],
         [template.replace("{}", given[name]) for name in dataset.label_names],
         modality=config.model.modality,
         pooling=effective_pooling(config.model),

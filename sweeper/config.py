@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from sweeper.errors import near_matches
 
-__all__ = ["Config", "check", "config_dir", "effective_pooling", "natural_direction", "register"]
+__all__ = ["Config", "check", "config_dir", "data_name", "effective_pooling", "natural_direction", "register"]
 
 METRICS = ("validation_accuracy", "validation_macro_f1", "validation_loss")
 SAMPLERS = ("tpe", "random", "gp")
@@ -24,6 +24,11 @@ PRUNERS = ("none", "median", "hyperband", "successive_halving")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 VERBOSITIES = ("quiet", "normal", "verbose")
 MODEL_SOURCES = ("asset", "hub", "local")
+DATA_SOURCES = ("embedded", "csv", "image_folder", "image_csv", "hub")
+MODALITIES = ("text", "image")
+AUGMENTATIONS = ("none", "light", "strong")
+PAIRS = {"text": "model=minilm dataset=review_lines", "image": "model=efficientnet_lite0 dataset=textile"}
+CLASS_WEIGHTS = ("none", "balanced")
 HEADS = ("linear", "mlp", "native")
 POOLINGS = ("mean", "first", "max", "native")
 
@@ -45,13 +50,30 @@ class ModelConfig:
 class DatasetConfig:
     """The labelled data and how much of it is used."""
 
-    name: str = MISSING  # what sweeper/data knows it by
-    modality: str = "text"  # what its items are
+    name: str | None = MISSING  # an embedded dataset's, or the hub's; of own files null = the file's or folder's name
+    source: str = "embedded"  # embedded | csv | image_folder | image_csv | hub
+    modality: str = "text"  # what its items are: text | image
+    path: str | None = None  # own data: a file (CSV, JSON lines, parquet) or, of image_folder, a folder
+    validation_path: str | None = None  # own data: validation rows; null = carved from train
+    test_path: str | None = None  # own data: test rows; null = carved from all
+    subset: str | None = None  # hub: the configuration of a dataset that has several
+    revision: str | None = None  # hub: a commit or tag
+    train_split: str | None = None  # hub: the split to train on; null = train
+    validation_split: str | None = None  # hub: null = validation where there is one, else carved from train
+    test_split: str | None = None  # hub: null = test where there is one, else carved
+    text_column: str | None = None  # null = the one that holds texts, where that is clear
+    second_text_column: str | None = None  # of pairs of texts
+    image_column: str | None = None  # image_csv, hub: null = the one that holds images, where that is clear
+    label_column: str | None = None  # null = label, where there is one; rows without a label are used unlabelled
+    group_column: str | None = None  # rows of one group never lie on two sides of a split
+    split_column: str | None = None  # own data: a column that says train, validation or test
     train_size: int | None = None  # examples that are trained on; null = all
     validation_size: int | None = None  # examples that trials are scored on; null = all
     test_size: int | None = None  # examples that finals are scored on; null = all
     seed: int = 42  # of the stratified sub-samples
     max_length: int = 128  # tokens; longer texts are cut
+    image_size: int | None = None  # pixels of both sides; null = the model's own
+    augmentation: str = "none"  # of train images: none | light | strong (sweeper/data/images.py)
     label_descriptions: dict[str, str] | None = None  # label -> a sentence for zero_shot; null = the labels' names
 
 
@@ -83,7 +105,8 @@ class TrainerConfig:
     max_grad_norm: float = 1.0  # clipping
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     gradient_accumulation_steps: int = 1  # batches per optimiser step
-    length_grouping: bool = True  # batches of similar length
+    length_grouping: bool = True  # batches of texts of similar length
+    class_weights: str = "none"  # none | balanced: each class weighs alike in the loss, however rare
     early_stopping_patience: int = 0  # epochs without improvement before a run stops; 0 = off
     early_stopping_metric: str = "validation_loss"  # what has to improve
 
@@ -188,10 +211,18 @@ def check(config: Config) -> list[str]:
         problems.append(f"study.direction={config.study.direction}: the wrong way for {config.study.metric}")
     if config.model.source == "local" and not config.model.path:
         problems.append("model.path is not given: model=local needs model.path=<folder with a checkpoint>")
+    own = config.dataset.source in ("csv", "image_folder", "image_csv")
+    if own and not config.dataset.path:
+        problems.append(
+            f"dataset.path is not given: dataset={config.dataset.source} needs dataset.path=<your file or folder>"
+        )
+    if not own and not config.dataset.name:
+        problems.append(f"dataset.name is not given: dataset.source={config.dataset.source} needs one")
     if config.model.modality != config.dataset.modality:
         problems.append(
             f"model={config.model.name} takes {config.model.modality}, dataset={config.dataset.name} holds "
-            f"{config.dataset.modality}: choose a pair of one modality"
+            f"{config.dataset.modality}: choose a pair of one modality, such as {PAIRS[config.model.modality]} or "
+            f"{PAIRS[config.dataset.modality]}"
         )
     if config.domain_pretrain.epochs > 0 and config.model.modality != "text":
         problems.append(
@@ -199,6 +230,11 @@ def check(config: Config) -> list[str]:
             f"takes {config.model.modality}; allowed is 0"
         )
     return problems
+
+
+def data_name(dataset: DatasetConfig) -> str:
+    """What the dataset is called: its name, or that of its file or folder."""
+    return dataset.name or Path(str(dataset.path)).stem
 
 
 def effective_pooling(model: ModelConfig) -> str:
@@ -223,6 +259,7 @@ _MINIMA = (
     ("dataset", "validation_size", 2),
     ("dataset", "test_size", 2),
     ("dataset", "max_length", 2),
+    ("dataset", "image_size", 8),
     ("pseudo_label", "rounds", 0),
     ("pseudo_label", "size", 1),
     ("domain_pretrain", "epochs", 0),
@@ -244,8 +281,13 @@ _INTERVALS = (
 )
 _CHOICES = (
     ("model", "source", MODEL_SOURCES),
+    ("model", "modality", MODALITIES),
     ("model", "head", HEADS),
     ("model", "pooling", POOLINGS),
+    ("dataset", "source", DATA_SOURCES),
+    ("dataset", "modality", MODALITIES),
+    ("dataset", "augmentation", AUGMENTATIONS),
+    ("trainer", "class_weights", CLASS_WEIGHTS),
     ("study", "sampler", SAMPLERS),
     ("study", "pruner", PRUNERS),
     ("study", "metric", METRICS),

@@ -6,12 +6,10 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sweeper import schema
-from sweeper.data.tokenize import TokenizedSplit
+from sweeper.data.encoding import EncodedSplit
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.training.domain_pretrain import DomainPretraining, pretrain_language_model
@@ -100,7 +98,7 @@ def _cut(marks: list[float], parts: int) -> list[list[float]]:
 def estimate_pretraining(task: Task, settings: DomainPretraining) -> float:
     """Seconds of domain pretraining: a few steps of it on texts of every length, and multiply."""
     examples = task.unlabelled(settings.size, seed=0)
-    few = _few(examples, settings.batch_size * TIMED_STEPS)
+    few = _spread(examples, settings.batch_size * TIMED_STEPS)
     marks: list[float] = []
     one_epoch = replace(settings, epochs=1)
     _, done = pretrain_language_model(task, few, one_epoch, seed=0, on_step=lambda: marks.append(time.perf_counter()))
@@ -109,12 +107,8 @@ def estimate_pretraining(task: Task, settings: DomainPretraining) -> float:
     return settings.epochs * step * math.ceil(len(examples) / settings.batch_size)
 
 
-def _spread(split: TokenizedSplit, size: int) -> TokenizedSplit:
-    return replace(split, examples=_few(split.examples, size))
-
-
-def _few(examples: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """A few examples, of all their lengths alike."""
-    by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
+def _spread(split: EncodedSplit, size: int) -> EncodedSplit:
+    """A few examples, of all lengths alike."""
+    by_length = split.lengths.argsort(kind="stable").tolist()
     step = max(1, len(by_length) // size)
-    return by_length[::step][:size]
+    return split.select(by_length[::step][:size])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ import pandas as pd
 import torch
 from sklearn.metrics import f1_score
 from torch import nn
-from transformers import DataCollatorWithPadding, set_seed
+from transformers import set_seed
 
 from strategies import Stage, Strategy, count_parameters, enter_stage
 from sweeper import schema
-from sweeper.data import TextDataset, TextSplit
+from sweeper.data import Dataset, Split
+from sweeper.data.encoding import EncodedSplit, Encoder
+from sweeper.data.images import ImageEncoder
 from sweeper.data.splits import sample_rows
-from sweeper.data.tokenize import TokenizedSplit, tokenize
+from sweeper.data.tokenize import TextEncoder, token_summary
 from sweeper.models.additions import WithAdditions
+from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit, stage_epochs
@@ -64,18 +67,19 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A pretrained model on a dataset: loaded and tokenised once, shared by all studies of a comparison.
+    """A pretrained model on a dataset: loaded and encoded once, shared by all studies of a comparison.
 
     ``source`` and ``revision`` say where the model was loaded from. ``backbone_trained`` is true after domain
     pretraining: whatever a strategy trains, all of the model then differs from the published weights.
     """
 
-    dataset: TextDataset
+    dataset: Dataset
     pretrained: Pretrained
     settings: TrainerSettings
-    train: TokenizedSplit
-    validation: TokenizedSplit
-    test: TokenizedSplit
+    encoder: Encoder
+    train: EncodedSplit
+    validation: EncodedSplit
+    test: EncodedSplit
     source: str | Path
     revision: str | None
     backbone_trained: bool = False
@@ -83,38 +87,70 @@ class Task:
     @classmethod
     def load(
         cls,
-        dataset: TextDataset,
+        dataset: Dataset,
         source: str | Path,
         *,
         head: str,
         pooling: str,
         revision: str | None,
-        max_length: int,
         settings: TrainerSettings,
+        max_length: int = 128,
+        image_size: int | None = None,
+        augmentation: str = "none",
     ) -> Task:
-        """Load the model and tokenise the data.
+        """Load the model and encode the data.
+
+        Args:
+            dataset: its modality is the model's.
+            source: a folder or a name on the hub.
+            head: see :func:`~sweeper.models.pretrained.load_model`.
+            pooling: likewise.
+            revision: likewise.
+            settings: what all runs share.
+            max_length: of texts, in tokens; what the model itself allows is the most.
+            image_size: of images, in pixels of both sides; ``None`` = the model's own.
+            augmentation: of images in training, see :class:`~sweeper.data.images.ImageEncoder`.
 
         Raises:
             ConfigError: the model cannot be loaded.
         """
         pretrained = load_model(
-            source, modality="text", head=head, pooling=pooling, label_names=dataset.label_names, revision=revision
+            source,
+            modality=dataset.modality,
+            head=head,
+            pooling=pooling,
+            label_names=dataset.label_names,
+            revision=revision,
+            image_size=image_size,
         )
-        limit = min(max_length, pretrained.processor.model_max_length)
+        encoder: Encoder
+        if dataset.modality == "text":
+            encoder = TextEncoder(pretrained.processor, min(max_length, pretrained.processor.model_max_length))
+        else:
+            encoder = ImageEncoder(preprocessing_of(pretrained.processor), augmentation)
+            settings = replace(settings, length_grouping=False)
         train, validation, test = (
-            tokenize(split, pretrained.processor, limit, by_length=split is not dataset.train)
+            encoder.encode(split.inputs, split.labels, by_length=split is not dataset.train)
             for split in (dataset.train, dataset.validation, dataset.test)
         )
-        return cls(dataset, pretrained, settings, train, validation, test, source=source, revision=revision)
+        return cls(dataset, pretrained, settings, encoder, train, validation, test, source=source, revision=revision)
 
-    def unlabelled(self, size: int | None, seed: int) -> list[dict[str, Any]]:
-        """Tokenised examples without labels, of at most ``size`` of the dataset's unlabelled texts, shortest first."""
-        texts = [self.dataset.unlabelled[row] for row in sample_rows(len(self.dataset.unlabelled), size, seed=seed)]
-        nothing = np.zeros(len(texts), dtype=np.int64)
-        split = TextSplit(texts, labels=nothing, groups=None, items=nothing)
-        # Cut at the longest labelled text, for which there is room whatever a strategy adds.
-        tokenized = tokenize(split, self.pretrained.processor, self._longest(), by_length=True)
-        return [{key: value for key, value in example.items() if key != "labels"} for example in tokenized.examples]
+    def summary(self) -> dict[str, Any]:
+        """The dataset's summary, with what this model's tokenizer makes of its texts."""
+        if self.dataset.modality != "text":
+            return self.dataset.summary
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        tokens, warnings = token_summary(splits, self.pretrained.processor)
+        return {**self.dataset.summary, **tokens, "warnings": [*self.dataset.summary["warnings"], *warnings]}
+
+    def unlabelled(self, size: int | None, seed: int) -> EncodedSplit:
+        """At most ``size`` of the dataset's unlabelled inputs, encoded, short texts first."""
+        inputs = [self.dataset.unlabelled[row] for row in sample_rows(len(self.dataset.unlabelled), size, seed=seed)]
+        encoder = self.encoder
+        if isinstance(encoder, TextEncoder):
+            # Cut at the longest labelled text, for which there is room whatever a strategy adds.
+            encoder = replace(encoder, max_length=self._longest())
+        return encoder.encode(inputs, None, by_length=True)
 
     def prepare(self, strategy: Strategy, seed: int) -> tuple[nn.Module, dict[str, float]]:
         """A fresh model as the strategy wants it, and its sizes by the names of the schema.
@@ -180,12 +216,13 @@ class Task:
             model,
             self.pretrained.layout,
             strategy,
-            train=self.train.examples,
+            train=self.encoder.training(self.train, seed),
             validation=self.validation.examples,
-            collate=self._collate(),
+            collate=self.encoder.collate,
             settings=self.settings,
             learning_rate=learning_rate,
             seed=seed,
+            class_weights=self._class_weights(),
             on_epoch=on_epoch,
             on_step=on_step,
         )
@@ -229,13 +266,16 @@ class Task:
                 f"tokens: fewer num_tokens, or dataset.max_length={room}"
             )
 
+    def _class_weights(self) -> torch.Tensor | None:
+        """Rows over (classes times rows of the class), so that all classes of train weigh alike in the loss."""
+        if self.settings.class_weights == "none":
+            return None
+        counts = np.bincount(self.dataset.train.labels, minlength=len(self.dataset.label_names))
+        return torch.tensor(counts.sum() / (len(counts) * counts.clip(min=1)), dtype=torch.float32)
+
     def _longest(self) -> int:
         """Tokens of the longest labelled text."""
-        splits = (self.train, self.validation, self.test)
-        return max(len(example["input_ids"]) for split in splits for example in split.examples)
-
-    def _collate(self) -> Callable[[list[Any]], Mapping[str, Any]]:
-        return DataCollatorWithPadding(self.pretrained.processor)
+        return max(int(split.lengths.max()) for split in (self.train, self.validation, self.test))
 
 
 def _room(model: nn.Module) -> int | None:
@@ -243,7 +283,7 @@ def _room(model: nn.Module) -> int | None:
     return model.max_text_tokens() if isinstance(model, WithAdditions) else None
 
 
-def predictions_table(split: TextSplit, predicted: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+def predictions_table(split: Split, predicted: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """The schema's ``predictions.csv``: a row per item of a split, with the predicted label and its probability."""
     return pd.DataFrame(
         {

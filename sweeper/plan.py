@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from sweeper import schema
 from sweeper.config import Config, effective_pooling
+from sweeper.data.dataset import Input, content
 from sweeper.objective import Task, digest
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.tracking import versions
@@ -107,13 +108,15 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["model"] = {key: value for key, value in measured["model"].items() if key != "path"}
     measured["model"]["pooling"] = effective_pooling(config.model)
     descriptions = measured["dataset"].pop("label_descriptions")
+    for where in ("path", "validation_path", "test_path"):  # the rows themselves are in the fingerprint
+        del measured["dataset"][where]
     strategy = {key: value for key, value in measured.pop("strategy").items() if key != "label"}
     wrappers = _wrappers(measured, config, dataset.unlabelled)
     if not spec.cls.trains:
         strategy["label_descriptions"], wrappers = descriptions, {}
     shared = {**measured, "trainer": {k: v for k, v in measured["trainer"].items() if k != LEARNING_RATE}}
     model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
-    prefix = f"{_slug(model)}-{_slug(config.dataset.name)}"
+    prefix = f"{_slug(model)}-{_slug(dataset.name)}"
     comparison = f"{prefix}-{digest(shared, HASH_LENGTH)}"
     identity = digest({**measured, **wrappers, "strategy": strategy}, HASH_LENGTH)
     label = "+".join([spec.label or spec.cls.name, *wrappers])
@@ -125,12 +128,12 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         schema.TAG_STUDY: name,
         schema.TAG_STRATEGY: label,
         schema.TAG_MODEL: model,
-        schema.TAG_DATASET: config.dataset.name,
+        schema.TAG_DATASET: dataset.name,
     }
     params = {
         schema.PARAM_STRATEGY: label,
         schema.PARAM_MODEL: model,
-        schema.PARAM_DATASET: config.dataset.name,
+        schema.PARAM_DATASET: dataset.name,
         schema.PARAM_EPOCHS: pseudo_label.epochs(config.trainer.epochs),
         schema.PARAM_BATCH_SIZE: config.trainer.batch_size,
         schema.PARAM_TRAIN_SIZE: len(dataset.train),
@@ -144,7 +147,6 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         schema.PARAM_SAMPLER: config.study.sampler,
         schema.PARAM_PRUNER: config.study.pruner,
     }
-    truncated = {split: getattr(task, split).truncated for split in ("train", "validation", "test")}
     return Plan(
         study=name,
         identity=identity,
@@ -173,22 +175,20 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         files={
             schema.ARTIFACT_CONFIG: OmegaConf.to_yaml(config, resolve=True),
             schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
-            schema.ARTIFACT_DATA_SUMMARY: json.dumps(
-                {**dataset.summary, "label_names": list(dataset.label_names), "truncated": truncated}, indent=2
-            ),
+            schema.ARTIFACT_DATA_SUMMARY: json.dumps(task.summary(), indent=2),
         },
     )
 
 
-def _wrappers(measured: dict[str, Any], config: Config, unlabelled: Sequence[str]) -> dict[str, Any]:
-    """Take the wrappers out of what is measured: name -> settings and texts of those that are on, inner one first.
+def _wrappers(measured: dict[str, Any], config: Config, unlabelled: Sequence[Input]) -> dict[str, Any]:
+    """Take the wrappers out of what is measured: name -> settings and inputs of those that are on, inner one first.
 
     They are part of a study, as its strategy is, but not of its comparison; one that is off measures nothing.
     """
     on = {"pseudo_label": config.pseudo_label.rounds > 0, "domain_pretrain": config.domain_pretrain.epochs > 0}
     settings = {name: measured.pop(name) for name in on}
-    texts = digest(unlabelled, HASH_LENGTH) if any(on.values()) else ""
-    return {name: {**settings[name], "unlabelled": texts} for name, wraps in on.items() if wraps}
+    inputs = digest([content(item) for item in unlabelled], HASH_LENGTH) if any(on.values()) else ""
+    return {name: {**settings[name], "unlabelled": inputs} for name, wraps in on.items() if wraps}
 
 
 def _slug(name: str) -> str:

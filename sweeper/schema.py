@@ -126,7 +126,7 @@ PARAM_POOLING: Final = "pooling"
 PARAM_METRIC: Final = "metric"  # study: what trials are chosen by, e.g. validation_accuracy
 PARAM_SAMPLER: Final = "sampler"
 PARAM_PRUNER: Final = "pruner"
-PARAM_FLOOR: Final = "floor"  # floor runs: majority | tfidf_logreg | zero_shot
+PARAM_FLOOR: Final = "floor"  # floor runs: majority | tfidf_logreg | pixels_logreg | zero_shot
 #: Swept values are params named by the field alone: ``learning_rate``, ``rank``, ``alpha_ratio``, ``num_blocks``.
 #: The study's param ``searched`` holds their names, separated by commas.
 PARAM_SEARCHED: Final = "searched"

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pandas as pd
 import torch
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeper import schema
-from sweeper.data import TextSplit
+from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import StudyError
 from sweeper.files import replaced
 from sweeper.interruption import Interrupted, StopSignal
@@ -98,7 +97,7 @@ class _StudyRunner:
         self.progress = progress
         self.models_dir = models_dir
         self.parent = ""
-        self.unlabelled: list[dict[str, Any]] = []
+        self.unlabelled: EncodedSplit = task.train.select([])
         self.pretraining: dict[str, float] = {}
 
     def run(self, stop: StopSignal) -> None:
@@ -425,7 +424,7 @@ class _StudyRunner:
         )
         self._log_files(parent)
         frames = {
-            name: _frame(getattr(self.task.dataset, name), self.task.dataset.label_names)
+            name: getattr(self.task.dataset, name).frame(self.task.dataset.label_names)
             for name in ("train", "validation", "test")
         }
         self.tracker.log_dataset(parent, self.task.dataset.name, frames, source=self.task.dataset.name)
@@ -486,10 +485,6 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 def _best_metric(metric: str) -> str:
     return f"best_{metric}"
-
-
-def _frame(split: TextSplit, label_names: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"text": split.texts, "label": [label_names[label] for label in split.labels]})
 
 
 def _sampler(name: str, seed: int) -> BaseSampler:

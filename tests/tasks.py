@@ -21,6 +21,7 @@ SETTINGS = TrainerSettings(
     precision="fp32",
     gradient_accumulation_steps=1,
     length_grouping=True,
+    class_weights="none",
     early_stopping_patience=0,
     early_stopping_metric="validation_loss",
     metric="validation_accuracy",

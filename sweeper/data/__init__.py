@@ -6,7 +6,8 @@ scikit-learn.
 
 from __future__ import annotations
 
-from sweeper.data.registry import DATASETS, load_dataset
-from sweeper.data.text import TextDataset, TextSplit
+from sweeper.data.dataset import Dataset, Split
+from sweeper.data.registry import DATASETS, SOURCES, load_dataset
+from sweeper.data.request import DataRequest
 
-__all__ = ["DATASETS", "TextDataset", "TextSplit", "load_dataset"]
+__all__ = ["DATASETS", "SOURCES", "DataRequest", "Dataset", "Split", "load_dataset"]

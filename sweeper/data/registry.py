@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
-from sweeper.data import review_lines
-from sweeper.data.text import TextDataset
+from sweeper.data import digits, r8, review_lines, textile
+from sweeper.data.dataset import Dataset
+from sweeper.data.request import DataRequest
 from sweeper.errors import ConfigError, near_matches
 
-__all__ = ["DATASETS", "load_dataset"]
+__all__ = ["DATASETS", "SOURCES", "load_dataset"]
+
+Loader = Callable[[DataRequest], Dataset]
+
+#: The datasets that need no hub, by ``dataset.name``.
+DATASETS: dict[str, Loader] = {
+    "digits": digits.load,
+    "r8": r8.load,
+    "review_lines": review_lines.load,
+    "textile": textile.load,
+}
 
 
-class Loader(Protocol):
-    """Loads one dataset; the sizes are numbers of rows, ``None`` takes all of the split's pool."""
-
-    def __call__(
-        self, *, train_size: int | None, validation_size: int | None, test_size: int | None, seed: int
-    ) -> TextDataset:
-        """Load the dataset."""
-        ...
+def _embedded(request: DataRequest) -> Dataset:
+    if request.name not in DATASETS:
+        raise ConfigError(f"unknown dataset {request.name!r}", near_matches(request.name, DATASETS))
+    return DATASETS[request.name](request)
 
 
-DATASETS: dict[str, Loader] = {"review_lines": review_lines.load}
+#: Where rows come from, by ``dataset.source``.
+SOURCES: dict[str, Loader] = {"embedded": _embedded}
 
 
-def load_dataset(
-    name: str, *, train_size: int | None, validation_size: int | None, test_size: int | None, seed: int = 42
-) -> TextDataset:
+def load_dataset(name: str, **fields: Any) -> Dataset:
     """The dataset called ``name``, with as many rows per split as asked; the same arguments give the same rows.
 
     Args:
-        name: a key of ``DATASETS``.
-        train_size: number of rows to train on; ``None`` takes all of the pool.
-        validation_size: number of rows that trials are scored on; ``None`` takes all of the pool.
-        test_size: number of rows that finals are scored on; ``None`` takes all of the pool.
-        seed: which rows of each pool are taken when a size is given; the pools themselves do not depend on it.
+        name: of an embedded dataset a key of ``DATASETS``.
+        fields: the other fields of :class:`~sweeper.data.request.DataRequest`.
 
     Raises:
-        ConfigError: the name is unknown.
-        DataError: a size is larger than its pool, or too small to hold every class; all such sizes are listed.
+        ConfigError: the name is unknown, or something else that was asked for does not exist.
+        DataError: the rows cannot be used, or a size is larger than its pool, or too small to hold every class; all
+            such sizes are listed.
         AssetError: the dataset's files cannot be fetched.
     """
-    if name not in DATASETS:
-        raise ConfigError(f"unknown dataset {name!r}", near_matches(name, DATASETS))
-    return DATASETS[name](train_size=train_size, validation_size=validation_size, test_size=test_size, seed=seed)
+    request = DataRequest(name=name, **fields)
+    return SOURCES[request.source](request)

@@ -23,17 +23,16 @@ import io
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from sweeper.assets import fetch
-from sweeper.data.splits import group_split, sample_splits, text_key
-from sweeper.data.text import TextDataset, TextSplit, assemble
+from sweeper.data.build import SHARES, Source, build
+from sweeper.data.dataset import Dataset
+from sweeper.data.request import DataRequest
+from sweeper.data.splits import text_key
 from sweeper.errors import DataError
 
 __all__ = ["LABEL_NAMES", "SHARES", "load"]
 
 LABEL_NAMES: Final = ("rotten", "fresh")
-SHARES: Final = {"train": 0.7, "validation": 0.1, "test": 0.2}
 FILE: Final = "review_lines.csv.bz2"
 COLUMNS: Final = ("category", "text", "movie_name")
 
@@ -47,7 +46,7 @@ class Line(NamedTuple):
     film: str
 
 
-def load(*, train_size: int | None, validation_size: int | None, test_size: int | None, seed: int = 42) -> TextDataset:
+def load(request: DataRequest) -> Dataset:
     """Load the dataset with as many lines per split as asked; ``None`` takes all of the split's pool.
 
     Lines keep the order of the file, which is by film: shuffle before training. The lines of the train pool that are
@@ -57,37 +56,26 @@ def load(*, train_size: int | None, validation_size: int | None, test_size: int 
         DataError: a size is larger than its pool, or too small to hold both classes.
         AssetError: the file cannot be fetched.
     """
-    lines, labels, groups, pools, source = _pools(fetch("review_lines") / FILE)
-    sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-    taken = sample_splits(pools, labels, sizes, seed=seed)
-    splits = {
-        split: TextSplit(
-            texts=[lines[row].text for row in rows],
-            labels=labels[rows],
-            groups=[groups[row] for row in rows],
-            items=np.array([lines[row].item for row in rows], dtype=np.int64),
-        )
-        for split, rows in taken.items()
-    }
-    pool_sizes = {split: len(rows) for split, rows in pools.items()}
-    unlabelled = [lines[row].text for row in np.setdiff1d(pools["train"], taken["train"])]
-    return assemble("review_lines", LABEL_NAMES, splits, pool_sizes=pool_sizes, source=source, unlabelled=unlabelled)
+    return build(request, _source(fetch("review_lines") / FILE))
 
 
-@functools.lru_cache(maxsize=1)  # trials of one process load the same dataset again and again
-def _pools(path: Path) -> tuple[list[Line], np.ndarray, list[str], dict[str, np.ndarray], dict[str, int]]:
-    """Clean lines, their labels and films, the row numbers of each split's pool, and counts of what was done."""
+@functools.lru_cache(maxsize=1)  # one process may load the dataset in several sizes
+def _source(path: Path) -> Source:
     raw = _read(path)
     lines, dropped = _distinct(raw)
-    groups = [line.film for line in lines]
-    labels = np.array([line.label for line in lines], dtype=np.int64)
-    source = {
-        "review_lines": len(raw),
-        "lines_kept": len(lines),
-        **dropped,
-        "films": len(set(groups)),
-    }
-    return lines, labels, groups, group_split(groups, labels, SHARES, salt="review_lines"), source
+    return Source(
+        inputs=[line.text for line in lines],
+        labels=[LABEL_NAMES[line.label] for line in lines],
+        items=[line.item for line in lines],
+        groups=[line.film for line in lines],
+        label_names=list(LABEL_NAMES),
+        counts={
+            "review_lines": len(raw),
+            "lines_kept": len(lines),
+            **dropped,
+            "films": len({line.film for line in lines}),
+        },
+    )
 
 
 def _read(path: Path) -> list[Line]:

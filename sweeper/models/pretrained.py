@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,6 +27,7 @@ from strategies.base import Layout
 from sweeper.errors import ConfigError
 from sweeper.models.classifier import Classifier, ClassifierConfig, pooled, without_pooler
 from sweeper.models.layout import find_layout
+from sweeper.models.preprocessing import preprocessing_of, with_image_size
 
 __all__ = ["Pretrained", "load_model"]
 
@@ -81,6 +82,7 @@ def load_model(
     pooling: str,
     label_names: Sequence[str],
     revision: str | None = None,
+    image_size: int | None = None,
 ) -> Pretrained:
     """Load a checkpoint through transformers, timm's through its wrapper.
 
@@ -93,6 +95,7 @@ def load_model(
         pooling: ``mean``, ``first``, ``max`` or ``native``; a native head brings its own.
         label_names: the classes in the order of their ids; they go into the checkpoint as ``id2label``.
         revision: a commit or tag on the hub.
+        image_size: of the square images that the processor gives; ``None`` = what the model was trained with.
 
     Raises:
         ConfigError: the checkpoint cannot be read or lacks weights, pooling and head do not fit the architecture, or
@@ -106,12 +109,16 @@ def load_model(
         config = AutoConfig.from_pretrained(source, revision=revision)
         if config.model_type == ClassifierConfig.model_type:
             raise ValueError("it is a classifier that was trained here; name the model it was trained from")
-        processor, inputs = (_text_inputs if modality == "text" else _image_inputs)(source, revision)
+        processor, inputs = (
+            _text_inputs(source, revision) if modality == "text" else _image_inputs(source, revision, image_size)
+        )
         if head == "native":
             auto: Any = AutoModelForSequenceClassification if modality == "text" else AutoModelForImageClassification
             model, missing = _read(auto, source, revision, ignore_mismatched_sizes=True, **labels)
+            _record_image_size(model.config, image_size)
         else:
             body, missing = _read(AutoModel, source, revision, **_body_arguments(config, modality, pooling))
+            _record_image_size(body.config, image_size)
             missing = {f"backbone.{name}" for name in missing}
             with torch.no_grad():  # a pooling or a padding that does not work shows here, not in the first trial
                 features = pooled(body, pooling, inputs).shape[1]
@@ -147,11 +154,20 @@ def _text_inputs(source: str | Path, revision: str) -> tuple[Any, dict[str, torc
     return tokenizer, dict(tokenizer(["a", "a b"], padding=True, return_tensors="pt"))
 
 
-def _image_inputs(source: str | Path, revision: str) -> tuple[Any, dict[str, torch.Tensor]]:
+def _image_inputs(source: str | Path, revision: str, image_size: int | None) -> tuple[Any, dict[str, torch.Tensor]]:
     """The image processor and a small batch."""
     processor = AutoImageProcessor.from_pretrained(source, revision=revision)
-    images = [np.full((32, 32, 3), shade, dtype=np.uint8) for shade in (0, 255)]
-    return processor, {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
+    if image_size is not None:
+        processor = with_image_size(processor, image_size)
+    preprocessing = preprocessing_of(processor)
+    images = [preprocessing.geometry(Image.new("RGB", (32, 32), shade)) for shade in ("black", "white")]
+    return processor, {"pixel_values": preprocessing.normalise(torch.stack(images))}
+
+
+def _record_image_size(config: PretrainedConfig, image_size: int | None) -> None:
+    """What timm's image processor will read, which has no file of its own."""
+    if image_size is not None and config.model_type == "timm_wrapper":
+        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, image_size, image_size]}
 
 
 def _body_arguments(config: PretrainedConfig, modality: str, pooling: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers import (
     set_seed,
 )
 
+from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import ConfigError, StudyError
 from sweeper.files import replaced
 from sweeper.models.classifier import without_pooler
@@ -101,7 +102,8 @@ def domain_pretrain(
     """
     masked = is_masked(task.pretrained)
     examples = task.unlabelled(settings.size, seed)
-    key = digest([task.pretrained.fingerprint, examples, asdict(settings), task.settings.precision, masked, seed], 12)
+    measured = [task.pretrained.fingerprint, list(examples.examples), asdict(settings), task.settings.precision]
+    key = digest([*measured, masked, seed], 12)
     folder = models_dir / FOLDER / key
     if not (folder / _RECORD).is_file():
         on_start(len(examples))
@@ -134,7 +136,7 @@ def is_masked(pretrained: Pretrained) -> bool:
 
 def pretrain_language_model(
     task: Task,
-    examples: Sequence[Mapping[str, Any]],
+    examples: EncodedSplit,
     settings: DomainPretraining,
     *,
     seed: int,
@@ -168,7 +170,7 @@ def pretrain_language_model(
             precision=task.settings.precision,
             seed=seed,
         ),
-        train_dataset=examples,
+        train_dataset=examples.examples,
         data_collator=DataCollatorForLanguageModeling(
             task.pretrained.processor, mlm=masked, mlm_probability=settings.mask_probability, seed=seed
         ),

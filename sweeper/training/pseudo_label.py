@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from sweeper.data.tokenize import TokenizedSplit
+from sweeper.data.encoding import EncodedSplit
 from sweeper.objective import Run, Task
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import EpochRecord, FitResult
@@ -52,7 +52,7 @@ def self_train(
     configuration: Mapping[str, Any],
     *,
     settings: PseudoLabelling,
-    unlabelled: Sequence[Mapping[str, Any]],
+    unlabelled: EncodedSplit,
     seed: int,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_step: Callable[[], None] = lambda: None,
@@ -80,7 +80,7 @@ def self_train(
         spec: the strategy and its fixed values.
         configuration: the searched values.
         settings: 0 rounds train once, as :meth:`~sweeper.objective.Task.run` does.
-        unlabelled: tokenised examples without labels.
+        unlabelled: examples without labels.
         seed: see :meth:`~sweeper.objective.Task.run`.
         on_epoch: called with the epochs of all rounds; may raise to end the run (pruning).
         on_step: called between steps, those of labelling too; may raise to end the run (interruption).
@@ -92,23 +92,22 @@ def self_train(
     """
     best = task.run(spec, configuration, seed=seed, on_epoch=on_epoch, on_step=on_step, on_sizes=on_sizes)
     last, history, seconds, memory = best, list(best.fit.history), best.fit.train_seconds, best.fit.peak_memory_mb
-    labelled: list[dict[str, Any]] = []
+    labels: dict[int, int] = {}
     for number in range(1, settings.rounds + 1):
         started = time.perf_counter()
-        before, labelled = labelled, _label(last, unlabelled, settings.threshold)
+        before, labels = labels, _label(last, unlabelled, settings.threshold)
         seconds += time.perf_counter() - started
-        if labelled == before:
-            why = "the same labels as in the round before" if labelled else f"no item reaches {settings.threshold:g}"
-            on_round(Round(number, len(labelled), f"pseudo-label round {number} added nothing: {why}"))
+        if labels == before:
+            why = "the same labels as in the round before" if labels else f"no item reaches {settings.threshold:g}"
+            on_round(Round(number, len(labels), f"pseudo-label round {number} added nothing: {why}"))
             break
-        on_round(Round(number, len(labelled)))
+        on_round(Round(number, len(labels)))
         offset = number * task.settings.epochs
 
         def later(record: EpochRecord, offset: int = offset) -> EpochRecord:
             return replace(record, epoch=offset + record.epoch)
 
-        examples = [*task.train.examples, *labelled]
-        train = TokenizedSplit(examples, np.arange(len(examples)), task.train.truncated)
+        train = task.train.joined(unlabelled.select(list(labels), list(labels.values())))
         last = replace(task, train=train).run(
             spec, configuration, seed=seed, on_epoch=lambda record: on_epoch(later(record)), on_step=on_step
         )
@@ -122,15 +121,12 @@ def self_train(
     return best
 
 
-def _label(run: Run, unlabelled: Sequence[Mapping[str, Any]], threshold: float) -> list[dict[str, Any]]:
-    """The examples that the model is sure about, with the class it predicts as their label."""
-    logits = run.fit.trainer.predict(unlabelled).predictions  # type: ignore[arg-type]
+def _label(run: Run, unlabelled: EncodedSplit, threshold: float) -> dict[int, int]:
+    """The class that the model predicts for each example it is sure about, by the example's place."""
+    logits = run.fit.trainer.predict(unlabelled.examples).predictions  # type: ignore[arg-type]
     probabilities, classes = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), -1).max(-1)
-    return [
-        {**example, "labels": label}
-        for example, probability, label in zip(unlabelled, probabilities.tolist(), classes.tolist(), strict=True)
-        if probability >= threshold
-    ]
+    sure = (probabilities >= threshold).nonzero().flatten().tolist()
+    return {place: int(classes[place]) for place in sure}
 
 
 def _better(fit: FitResult, than: FitResult, task: Task) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.metrics import f1_score
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -54,6 +55,7 @@ class TrainerSettings:
     precision: str
     gradient_accumulation_steps: int
     length_grouping: bool
+    class_weights: str
     early_stopping_patience: int
     early_stopping_metric: str
     metric: str
@@ -115,6 +117,7 @@ def fit(
     settings: TrainerSettings,
     learning_rate: float,
     seed: int,
+    class_weights: torch.Tensor | None = None,
     on_epoch: Callable[[EpochRecord], None],
     on_step: Callable[[], None],
 ) -> FitResult:
@@ -129,12 +132,13 @@ def fit(
         model: prepared by ``strategy.prepare``.
         layout: the model's parts.
         strategy: groups the parameters.
-        train: tokenised examples with ``labels``.
+        train: encoded examples with ``labels``.
         validation: likewise; scored in the given order.
         collate: makes a padded batch of examples.
         settings: shared by all runs of a study.
         learning_rate: the backbone's peak rate.
         seed: of the order of the data and of dropout.
+        class_weights: of each class in the loss, shape (classes,); ``None`` = all 1.
         on_epoch: may raise to end the run (pruning).
         on_step: called between steps; may raise to end the run (interruption).
 
@@ -175,6 +179,7 @@ def fit(
             data_collator=collate,
             compute_metrics=_scores,
             callbacks=[recorder],
+            compute_loss_func=None if class_weights is None else _weighted_loss(class_weights),
             groups=strategy.param_groups(model, layout, rate, settings.weight_decay),
             order=order,
         )
@@ -208,6 +213,13 @@ def stage_epochs(stages: Sequence[Stage], epochs: int) -> list[int]:
         movable = [index for index in range(len(stages)) if whole[index] + step >= 1]
         whole[max(movable, key=lambda index: step * (exact[index] - whole[index]))] += step
     return whole
+
+
+def _weighted_loss(class_weights: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return cross_entropy(outputs.logits.float(), labels, weight=class_weights.to(labels.device))
+
+    return loss
 
 
 class _StrategyTrainer(Trainer):

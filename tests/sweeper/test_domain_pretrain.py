@@ -61,7 +61,7 @@ def test_the_backbone_changes_and_the_loss_falls(task: Task, tmp_path: Path) -> 
     adapted, done = domain_pretrain(task, PRETRAINING, seed=5, models_dir=tmp_path)
     assert len(done.losses) == 2
     assert done.losses[1] < done.losses[0] < 10.5, "from log(30,522) = 10.3 at the start"
-    assert done.texts == 128
+    assert done.inputs == 128
     assert done.seconds > 0
     after = weights(adapted)
     assert before.keys() == after.keys()
@@ -77,7 +77,7 @@ def test_the_backbone_changes_and_the_loss_falls(task: Task, tmp_path: Path) -> 
 
 def test_masked_words_of_texts_that_no_training_saw_are_restored_better(task: Task, tiny_checkpoint: Path) -> None:
     batch = task.pretrained.processor(
-        task.dataset.test.texts[:32], padding=True, truncation=True, max_length=20, return_tensors="pt"
+        task.dataset.test.inputs[:32], padding=True, truncation=True, max_length=20, return_tensors="pt"
     )
     labels = batch["input_ids"].where(torch.arange(batch["input_ids"].shape[1]) % 5 == 2, -100)
     labels[batch["attention_mask"] == 0] = -100

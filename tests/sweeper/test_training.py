@@ -218,7 +218,7 @@ def test_test_predictions_are_in_the_order_of_the_split(task: Task) -> None:
     )
     model = run.model.eval()
     row = 7
-    text = task.dataset.test.texts[row]
+    text = task.dataset.test.inputs[row]
     batch = task.pretrained.processor([text], return_tensors="pt", truncation=True, max_length=48)
     with torch.no_grad():
         expected = model(**batch).logits.softmax(-1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sweeper.data import load_dataset
+from sweeper.data.dataset import Split, assemble
 from sweeper.data.floors import floors
-from sweeper.data.text import TextSplit, assemble
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,10 @@ def test_probabilities_mean_something(measured):
     assert floor.probabilities[right].mean() > floor.probabilities[~right].mean()
 
 
-def words(label: int, count: int, first: int) -> TextSplit:
+def words(label: int, count: int, first: int) -> Split:
     texts = [f"{('red', 'green', 'blue')[(label + i) % 3]} thing" for i in range(count)]
     labels = np.array([(label + i) % 3 for i in range(count)], dtype=np.int64)
-    return TextSplit(texts, labels, None, np.arange(first, first + count))
+    return Split(texts, labels, None, np.arange(first, first + count))
 
 
 def test_three_classes_that_words_tell_apart():

@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeper.data import DATASETS, TextDataset, load_dataset
+from sweeper.data import DATASETS, Dataset, load_dataset
 from sweeper.data.splits import text_key
 from sweeper.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
 
 
-def load(train=None, validation=None, test=None, seed=42) -> TextDataset:
+def load(train=None, validation=None, test=None, seed=42) -> Dataset:
     return load_dataset("review_lines", train_size=train, validation_size=validation, test_size=test, seed=seed)
 
 
 @pytest.fixture(scope="module")
-def full() -> TextDataset:
+def full() -> Dataset:
     return load()
 
 
 @pytest.fixture(scope="module")
-def thousand() -> TextDataset:
+def thousand() -> Dataset:
     return load(1000, 500)
 
 
@@ -43,15 +43,15 @@ def test_the_pools_are_large_enough_and_hold_the_known_lines(full):
 def test_unlabelled_is_what_the_train_split_leaves_of_its_pool(full, thousand):
     assert full.unlabelled == []
     assert len(thousand.unlabelled) == thousand.summary["unlabelled"] == 8951 - 1000
-    assert not set(thousand.unlabelled) & set(thousand.train.texts)
-    assert set(thousand.unlabelled) | set(thousand.train.texts) == set(full.train.texts)
-    held_out = {text_key(text) for split in (full.validation, full.test) for text in split.texts}
+    assert not set(thousand.unlabelled) & set(thousand.train.inputs)
+    assert set(thousand.unlabelled) | set(thousand.train.inputs) == set(full.train.inputs)
+    held_out = {text_key(text) for split in (full.validation, full.test) for text in split.inputs}
     assert not held_out & {text_key(text) for text in thousand.unlabelled}
 
 
 def test_no_film_and_no_line_is_on_two_sides(full):
     films = [set(getattr(full, name).groups) for name in SPLITS]
-    keys = [{text_key(text) for text in getattr(full, name).texts} for name in SPLITS]
+    keys = [{text_key(text) for text in getattr(full, name).inputs} for name in SPLITS]
     items = np.concatenate([getattr(full, name).items for name in SPLITS])
     for sides in (films, keys):
         assert len(set.union(*sides)) == sum(map(len, sides))
@@ -69,14 +69,14 @@ def test_the_film_with_two_titles_is_one_film(full):
 def test_labels_are_the_critics_verdicts(full):
     verdicts = {}
     for name in SPLITS:
-        verdicts |= zip(getattr(full, name).texts, getattr(full, name).labels, strict=True)
+        verdicts |= zip(getattr(full, name).inputs, getattr(full, name).labels, strict=True)
     assert full.label_names == ["rotten", "fresh"]
     assert verdicts["A prison comedy that never really busts out of its comfy little cell."] == 0
     assert verdicts["An absorbing documentary."] == 1
 
 
 def test_texts_are_single_lines_without_markup(full):
-    texts = [text for name in SPLITS for text in getattr(full, name).texts]
+    texts = [text for name in SPLITS for text in getattr(full, name).inputs]
     assert all(text and text == " ".join(text.split()) for text in texts)
     assert not any("&amp;" in text for text in texts)
 
@@ -98,7 +98,7 @@ def test_samples_are_nested_and_the_seed_chooses_them(full, thousand):
 def test_the_same_arguments_give_the_same_data(thousand):
     again = load(1000, 500)
     assert again.fingerprint == thousand.fingerprint
-    assert again.train.texts == thousand.train.texts
+    assert again.train.inputs == thousand.train.inputs
     assert load(1000, 501).fingerprint != thousand.fingerprint
 
 

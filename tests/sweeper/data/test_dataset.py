@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sweeper.data.text import TextSplit, assemble
+from sweeper.data.dataset import Split, assemble
 
 
-def split(texts, labels, first_item, groups=None) -> TextSplit:
+def split(texts, labels, first_item, groups=None) -> Split:
     items = np.arange(first_item, first_item + len(texts))
-    return TextSplit(list(texts), np.array(labels, dtype=np.int64), groups, items)
+    return Split(list(texts), np.array(labels, dtype=np.int64), groups, items)
 
 
 def dataset(test_text="good one", groups=(None, None, None), test_labels=(0, 1)):
@@ -46,12 +46,12 @@ def test_the_fingerprint_sees_texts_and_labels():
 
 def test_columns_of_different_length_are_refused():
     with pytest.raises(ValueError, match="differ in length"):
-        TextSplit(["a", "b"], np.array([0]), None, np.array([0, 1]))
+        Split(["a", "b"], np.array([0]), None, np.array([0, 1]))
 
 
 def test_unlabelled_texts_of_validation_and_test_are_left_out():
-    def split(*texts: str) -> TextSplit:
-        return TextSplit(list(texts), np.arange(len(texts)) % 2, None, np.arange(len(texts)))
+    def split(*texts: str) -> Split:
+        return Split(list(texts), np.arange(len(texts)) % 2, None, np.arange(len(texts)))
 
     splits = {"train": split("a", "b"), "validation": split("Held out.", "c"), "test": split("d", "seen?")}
     made = assemble("mine", ["x", "y"], splits, unlabelled=["new", "held out", "SEEN", "other"])

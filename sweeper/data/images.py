@@ -1,0 +1,203 @@
+"""Images: where they are stored, and how they become what a model reads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from sweeper.data.encoding import EncodedSplit
+from sweeper.errors import DataError
+from sweeper.models.preprocessing import Preprocessing
+
+__all__ = ["AUGMENTATIONS", "ImageEncoder", "StoredImage", "unreadable"]
+
+AUGMENTATIONS: Final = ("none", "light", "strong")
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """An image that is decoded when it is needed.
+
+    Attributes:
+        source: a file, the bytes of one, or uint8 pixels of shape (height, width) or (height, width, 3).
+        name: what people know it by; the file's path by default.
+    """
+
+    source: Path | bytes | np.ndarray
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or (str(self.source) if isinstance(self.source, Path) else "image")
+
+    def open(self) -> Image.Image:
+        """Decode it: RGB, upright, transparent parts white.
+
+        Raises:
+            OSError: the file is missing or no image; further errors of PIL where one is damaged.
+        """
+        image = ImageOps.exif_transpose(self._image())
+        if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # more than 8 bits, which PIL would clip
+            values = np.asarray(image, dtype=np.float64)
+            image = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height as stored, read without decoding."""
+        if isinstance(self.source, np.ndarray):
+            return self.source.shape[1], self.source.shape[0]
+        with self._image() as image:
+            return image.size
+
+    def digest(self) -> str:
+        """16 hex digits of a sha256 over the stored bytes or pixels."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        if isinstance(self.source, Path):
+            with self.source.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        stored = self.source if isinstance(self.source, bytes) else self.source.tobytes() + str(self.size).encode()
+        return hashlib.sha256(stored).hexdigest()[:16]
+
+    def _image(self) -> Image.Image:
+        if isinstance(self.source, np.ndarray):
+            return Image.fromarray(self.source)
+        return Image.open(self.source if isinstance(self.source, Path) else io.BytesIO(self.source))
+
+
+def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:
+    """Why images cannot be decoded, by their place; each is decoded once, on all cores."""
+
+    def problem(image: StoredImage) -> str:
+        try:
+            image.open()
+        except _BROKEN as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return {place: message for place, message in enumerate(threads.map(problem, images)) if message}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoder:
+    """A model's preprocessing, with an augmentation before it in training.
+
+    Attributes:
+        preprocessing: the model's own.
+        augmentation: ``none``; ``light``, a crop of 80 to 100 % of the area and a flip; or ``strong``, a crop of 8 to
+            100 %, a flip, colour jitter 0.4 and grayscale with probability 0.2.
+    """
+
+    preprocessing: Preprocessing
+    augmentation: str = "none"
+
+    def encode(self, inputs: Sequence[StoredImage], labels: np.ndarray | None, *, by_length: bool) -> EncodedSplit:
+        """Decode, resize and crop each image once, on all cores, into a file that ends with the process.
+
+        Raises:
+            DataError: an image cannot be decoded (any more).
+        """
+        height, width = self.preprocessing.size
+        shape = (len(inputs), 3, height, width)
+        with tempfile.TemporaryFile() as file:
+            pixels = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape) if inputs else np.empty(shape, np.uint8)
+
+        def write(place: int) -> None:
+            try:
+                pixels[place] = self.preprocessing.geometry(inputs[place].open()).numpy()
+            except _BROKEN as error:
+                raise DataError(f"image {inputs[place]} cannot be read: {error}") from error
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(write, range(len(inputs))))
+        return EncodedSplit(
+            examples=_Pixels(pixels, labels),
+            inputs=inputs,
+            order=np.arange(len(inputs)),
+            lengths=np.ones(len(inputs), dtype=np.int64),
+        )
+
+    def training(self, split: EncodedSplit, seed: int) -> Sequence[Mapping[str, Any]]:
+        """The examples of one run; augmented ones change from epoch to epoch, the same way in every strategy."""
+        if self.augmentation == "none":
+            return split.examples
+        return _Augmented(split, self.preprocessing.size, self.augmentation, seed)
+
+    def collate(self, examples: list[Any]) -> Mapping[str, Any]:
+        """A normalised batch."""
+        batch = {"pixel_values": self.preprocessing.normalise(torch.stack([row["pixel_values"] for row in examples]))}
+        if "labels" in examples[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in examples])
+        return batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Pixels(Sequence[dict[str, Any]]):
+    """uint8 pixels, (rows, 3, height, width), as examples."""
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        example: dict[str, Any] = {"pixel_values": torch.from_numpy(self.pixels[index])}
+        return example if self.labels is None else {**example, "labels": int(self.labels[index])}
+
+
+@dataclass(eq=False)
+class _Augmented(Sequence[dict[str, Any]]):
+    """Examples that are decoded and augmented anew each time they are asked for."""
+
+    split: EncodedSplit
+    size: tuple[int, int]
+    augmentation: str
+    seed: int
+    _visits: dict[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: Any) -> Any:
+        visit = self._visits[index] = self._visits.get(index, -1) + 1
+        image = self.split.inputs[index].open()
+        # A seed of its own: from the global generator dropout draws too, in each strategy another number of times.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.seed, index, visit)))
+            pixels = self._transform(image)
+        return {**self.split.examples[index], "pixel_values": pixels}
+
+    @cached_property
+    def _transform(self) -> v2.Compose:
+        strong = self.augmentation == "strong"
+        steps: list[Any] = [
+            v2.PILToTensor(),
+            v2.RandomResizedCrop(self.size, scale=(0.08 if strong else 0.8, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+        ]
+        if strong:
+            steps += [v2.ColorJitter(0.4, 0.4, 0.4), v2.RandomGrayscale(0.2)]
+        return v2.Compose(steps)

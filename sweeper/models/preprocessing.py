@@ -1,0 +1,81 @@
+"""What a model does to an image before it reads it, taken from the model's own image processor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+__all__ = ["Preprocessing", "preprocessing_of", "with_image_size"]
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """Resize and crop, then scale and normalise; the two are apart because only the first costs time per image.
+
+    Attributes:
+        geometry: an RGB image to uint8 pixels, shape (3, height, width).
+        size: height and width.
+        mean: of each channel, after scaling.
+        std: likewise.
+        scale: what a pixel's value is multiplied by first.
+    """
+
+    geometry: Callable[[Image.Image], torch.Tensor]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float = 1 / 255
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the model reads: float32, of uint8 pixels with shape (images, 3, height, width)."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() * self.scale - mean) / std
+
+
+def preprocessing_of(processor: Any) -> Preprocessing:
+    """The steps of an image processor of transformers or timm; together they give what the processor gives.
+
+    Raises:
+        ValueError: its images have no one size.
+    """
+    if isinstance(processor, TimmWrapperImageProcessor):
+        config = processor.data_config
+        _, height, width = config["input_size"]
+        transform = timm.data.create_transform(**config, is_training=False, normalize=False)  # type: ignore[attr-defined]
+        return Preprocessing(transform, (height, width), tuple(config["mean"]), tuple(config["std"]))
+
+    def geometry(image: Image.Image) -> torch.Tensor:
+        pixels = processor([image], do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+        return pixels.to(torch.uint8)
+
+    height, width = geometry(Image.new("RGB", (48, 32))).shape[1:]
+    if geometry(Image.new("RGB", (32, 48))).shape[1:] != (height, width):
+        raise ValueError("the image processor gives images of several sizes, which do not fit into one batch")
+    normalises = getattr(processor, "do_normalize", True)
+    return Preprocessing(
+        geometry,
+        (height, width),
+        tuple(processor.image_mean) if normalises else (0.0,) * 3,
+        tuple(processor.image_std) if normalises else (1.0,) * 3,
+        float(processor.rescale_factor) if getattr(processor, "do_rescale", True) else 1.0,
+    )
+
+
+def with_image_size(processor: Any, size: int) -> Any:
+    """A copy of an image processor that gives square images of another size."""
+    if isinstance(processor, TimmWrapperImageProcessor):
+        return TimmWrapperImageProcessor({**processor.data_config, "input_size": (3, size, size)})
+    changed = copy.deepcopy(processor)
+    for name in ("size", "crop_size"):
+        if (current := getattr(changed, name, None)) is not None:
+            given = dict(current)
+            edges = ("height", "width") if given.get("height") else ("shortest_edge",)
+            setattr(changed, name, type(current)(**dict.fromkeys(edges, size)))
+    return changed
