@@ -61,7 +61,7 @@ def test_the_backbone_changes_and_the_loss_falls(task: Task, tmp_path: Path) -> 
     adapted, done = domain_pretrain(task, PRETRAINING, seed=5, models_dir=tmp_path)
     assert len(done.losses) == 2
     assert done.losses[1] < done.losses[0] < 10.5, "from log(30,522) = 10.3 at the start"
-    assert done.inputs == 128
+    assert done.texts == 128
     assert done.seconds > 0
     after = weights(adapted)
     assert before.keys() == after.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from strategies import Frozen, Full
+from sweeper.data.encoding import EncodedSplit
 from sweeper.objective import Run, Task
 from sweeper.search_space import StrategySpec
 from sweeper.training import pseudo_label
@@ -77,22 +79,22 @@ def growing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels that change in every round, whatever the model predicts."""
     calls: list[int] = []
 
-    def label(run: Run, unlabelled: list[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
+    def label(run: Run, unlabelled: EncodedSplit, threshold: float) -> dict[int, int]:
         calls.append(1)
-        return [{**example, "labels": row % 2} for row, example in enumerate(unlabelled[: 20 * len(calls)])]
+        return {row: row % 2 for row in range(20 * len(calls))}
 
     monkeypatch.setattr(pseudo_label, "_label", label)
 
 
-def probabilities(run: Run, examples: list[dict[str, Any]]) -> torch.Tensor:
+def probabilities(run: Run, split: EncodedSplit) -> torch.Tensor:
     """One example at a time, so that it shares no code with what is tested."""
     run.model.eval()
     with torch.no_grad():
-        rows = [run.model(**{k: torch.tensor([v]) for k, v in example.items()}).logits[0] for example in examples]
+        rows = [run.model(**{k: torch.tensor([v]) for k, v in example.items()}).logits[0] for example in split.examples]
     return torch.stack(rows).softmax(-1)
 
 
-def ids(examples: list[dict[str, Any]]) -> set[tuple[int, ...]]:
+def ids(examples: Sequence[dict[str, Any]]) -> set[tuple[int, ...]]:
     return {tuple(example["input_ids"]) for example in examples}
 
 
@@ -109,7 +111,7 @@ def test_confident_predictions_join_the_train_split_with_their_label(task: Task,
     assert seen.trained_on[0] == seen.trained_on[1][:48] == task.train.examples
     assert len(labelled) == 60 - above == seen.rounds[0].labelled
     confident = [row for row in range(60) if expected[row] >= threshold]
-    assert [example["input_ids"] for example in labelled] == [unlabelled[row]["input_ids"] for row in confident]
+    assert ids(labelled) == ids([unlabelled.examples[row] for row in confident])
     assert [example["labels"] for example in labelled] == classes[confident].tolist()
     assert 0 < sum(classes[confident].tolist()) < len(confident), "the test needs both classes"
 
@@ -204,6 +206,6 @@ def test_no_rounds_are_a_plain_run(task: Task, watch: Any) -> None:
 def test_a_sample_of_the_unlabelled_lies_inside_a_larger_one(task: Task) -> None:
     few, more = (task.unlabelled(size, seed=3) for size in (20, 50))
     assert len(few) == 20 and len(more) == 50
-    assert ids(few) < ids(more)
-    assert ids(few) != ids(task.unlabelled(20, seed=4))
-    assert all("labels" not in example for example in more)
+    assert ids(few.examples) < ids(more.examples)
+    assert ids(few.examples) != ids(task.unlabelled(20, seed=4).examples)
+    assert all("labels" not in example for example in more.examples)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from strategies import Frozen, Full, Gradual, Layout, Lora, LpFt, Partial, Stage, Strategy
+from sweeper.data.tokenize import TextEncoder
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
 from sweeper.training.trainer import (
@@ -245,17 +246,17 @@ def test_mixed_precision_agrees_with_full_precision(task: Task) -> None:
 def test_every_strategy_sees_the_examples_in_the_same_order(
     task: Task, monkeypatch: pytest.MonkeyPatch, length_grouping: bool
 ) -> None:
-    collate = task._collate()
+    collate = TextEncoder.collate
 
     def batches(cls: type[Strategy]) -> list[list[int]]:
         seen: list[list[int]] = []
 
-        def recording(examples: list[dict[str, object]]) -> object:
+        def recording(self: TextEncoder, examples: list[dict[str, object]]) -> object:
             if len(examples) == task.settings.batch_size:
                 seen.append([hash(tuple(example["input_ids"])) for example in examples])  # type: ignore[arg-type]
-            return collate(examples)
+            return collate(self, examples)
 
-        monkeypatch.setattr(Task, "_collate", lambda self: recording)
+        monkeypatch.setattr(TextEncoder, "collate", recording)
         with_settings(task, epochs=2, length_grouping=length_grouping).run(spec(cls), {}, seed=4)
         return seen
 
