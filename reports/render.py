@@ -181,6 +181,7 @@ def _context(
         "accounting_table": _accounting_markdown(accounting),
         "accounting_notes": _accounting_notes(loaded, accounting),
         "floors_table": _floors_markdown(table, confidence),
+        "floors_notes": _floors_notes(loaded),
         "measured": _measured(loaded, table, verdict, scores, confidence),
         "data": _data(loaded),
         "classes_table": _classes_markdown(loaded.data_summary),
@@ -348,6 +349,20 @@ def _floors_markdown(table: pd.DataFrame, confidence: float) -> str:
         for _, row in table[table["kind"] == "floor"].iterrows()
     ]
     return formats.markdown_table(["floor", f"test accuracy [{100 * confidence:g} %]", "macro-F1"], rows)
+
+
+def _floors_notes(loaded: Comparison) -> list[str]:
+    """How prompted models were asked, a sentence each."""
+    lines = []
+    for _, row in loaded.floors[loaded.floors[schema.PROMPTED_ITEMS].notna()].iterrows():
+        model, shots = formats.code(row[schema.PARAM_PROMPTED_MODEL]), f"{row[schema.PARAM_SHOTS]:.0f}"
+        lines.append(
+            f"{formats.escape(row[schema.PARAM_FLOOR])}: {model} was asked about {row[schema.PROMPTED_ITEMS]:.0f} test "
+            f"items, with {shots} examples from train in the prompt. {row[schema.PROMPTED_UNPARSED]:.0f} answers "
+            f"without one clear label count as wrong; {row[schema.PROMPTED_CUT]:.0f} texts were cut. What such a model "
+            "was trained on is often unknown, and may hold these items."
+        )
+    return lines
 
 
 def _measured(

@@ -20,16 +20,21 @@ class ZeroShot(Strategy):
     fit is measured depends on the model: see ``sweeper/models/zero_shot.py``.
 
     Attributes:
-        template: sentence around a label's description, with ``{}`` in its place.
+        template: sentence around a label's description, with ``{}`` in its place; ``None`` = "a photo of {}" around
+            the bare names of image classes, and nothing around anything else.
     """
 
     name: ClassVar[str] = "zero_shot"
     trains: ClassVar[bool] = False
-    template: str = "{}"
+    template: str | None = None
 
     def __post_init__(self) -> None:
-        if self.template.count("{}") != 1:
+        if self.template is not None and self.template.count("{}") != 1:
             raise ValueError(f"template={self.template!r}: must hold {{}} once, the place of a label's description")
+
+    def sentence(self, *, names_of_images: bool) -> str:
+        """The template that is used; a caption fits an image better than a word (Radford et al. 2021, 3.1.4)."""
+        return self.template or ("a photo of {}" if names_of_images else "{}")
 
     def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
         """Freeze everything, the head too."""

@@ -7,10 +7,11 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import optuna
 from omegaconf import OmegaConf
 from rich import box
@@ -28,11 +29,12 @@ from sweeper.data.floors import FLOORS, FloorResult, floors, score_floor
 from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate, estimate_pretraining
 from sweeper.interruption import Interrupted
-from sweeper.models.zero_shot import zero_shot
-from sweeper.objective import Task, predictions_table
+from sweeper.models.zero_shot import check_zero_shot, zero_shot
+from sweeper.objective import Task, digest, predictions_table
 from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress, duration
+from sweeper.prompting import Prompting, ask_dataset, prompted_name
 from sweeper.search_space import StrategySpec, parse_strategy
 from sweeper.study import finished_trials, run_study
 from sweeper.tracking import Tracker
@@ -76,6 +78,7 @@ def run_comparison(
     specs = _validate(configs)
     task = _load(config, console)
     _check_wrappers(config, task)
+    prompting = _prompting(config, task.dataset)
     misfits = _check_model(task, configs, specs)
     if misfits and (not skip_inapplicable or len(misfits) == len(configs)):
         raise ConfigError(list(misfits.values()), "Leave out what does not fit, or change what it names.")
@@ -88,7 +91,7 @@ def run_comparison(
     ]
     studies = [plan for plan in plans if plan.spec.cls.trains]
     if config.dry_run:
-        _print_dry_run(configs, plans, task, console)
+        _print_dry_run(configs, plans, task, prompting, console)
         return None
 
     output_dir = Path(config.output_dir)
@@ -98,6 +101,8 @@ def run_comparison(
         tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
         storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         _log_floors(plans[0], task.dataset, tracker, progress)
+        if prompting is not None:
+            _log_prompted(plans[0], prompting, config, task.dataset, tracker, progress)
         for plan in plans:
             if not plan.spec.cls.trains:
                 _log_reference(plan, config, task, tracker, progress)
@@ -209,6 +214,28 @@ def _check_wrappers(config: Config, task: Task) -> None:
         is_masked(task.pretrained)
 
 
+def _prompting(config: Config, dataset: Dataset) -> Prompting | None:
+    """The prompted model that is asked for, if any.
+
+    Raises:
+        ConfigError: the dataset has too few items, or descriptions of other labels.
+    """
+    raw = cast(dict[str, Any], OmegaConf.to_container(cast(Any, config.reference.prompting), resolve=True))
+    if not raw["base_url"]:
+        return None
+    where, labels = "reference.prompting", dataset.test.labels
+    problems = _check_descriptions(config, dataset)
+    if raw["max_items"] is not None and raw["max_items"] < (least := len(set(labels.tolist()))):
+        problems.append(f"{where}.max_items={raw['max_items']}: must be at least {least}, one for each label of test")
+    if raw["shots"] > len(dataset.train):
+        problems.append(f"{where}.shots={raw['shots']}: train has {len(dataset.train)} rows")
+    if problems:
+        raise ConfigError(
+            problems, f"Change {where}.* accordingly; {where}.base_url=null leaves the prompted model out."
+        )
+    return Prompting(**raw)
+
+
 def _source(config: Config) -> str | Path:
     """Where the weights are: a folder, or a name on the hub."""
     model = config.model
@@ -229,6 +256,10 @@ def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[Strategy
     for index, (config, spec) in enumerate(zip(configs, specs, strict=True)):
         if not spec.cls.trains:
             problems += _check_descriptions(config, task.dataset)
+            try:
+                check_zero_shot(_source(config), task.dataset.test.inputs[0], revision=config.model.revision)
+            except NotApplicable as error:
+                misfits[index] = f"strategy={spec.cls.name}: {error}"
             continue
         if not spec.cls.pretrained and config.domain_pretrain.epochs:
             misfits[index] = f"strategy={spec.cls.name} throws away what domain_pretrain.epochs trains"
@@ -254,7 +285,9 @@ def _check_descriptions(config: Config, dataset: Dataset) -> list[str]:
     ]
 
 
-def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task, console: Console) -> None:
+def _print_dry_run(
+    configs: Sequence[Config], plans: Sequence[Plan], task: Task, prompting: Prompting | None, console: Console
+) -> None:
     def line(text: str = "") -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -268,6 +301,9 @@ def _print_dry_run(configs: Sequence[Config], plans: Sequence[Plan], task: Task,
     for plan in plans:
         if not plan.spec.cls.trains:
             line(f"{plan.strategy} trains nothing: it is scored once")
+    if prompting is not None:
+        items = min(prompting.max_items or len(task.dataset.test), len(task.dataset.test))
+        line(f"{prompted_name(prompting, len(task.dataset.test))}: {items} requests to {prompting.base_url}")
     if not studies:
         return
     table = Table(box=box.SIMPLE_HEAD)
@@ -332,7 +368,8 @@ def _log_floor(
     tags: Mapping[str, str],
     dataset: Dataset,
     tracker: Tracker,
-    more: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
+    more_metrics: Mapping[str, float] | None = None,
 ) -> None:
     params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
     params |= {schema.PARAM_FLOOR: floor.name, **(more or {})}
@@ -340,27 +377,30 @@ def _log_floor(
     predictions = predictions_table(dataset.test, floor.predictions, floor.probabilities)
     tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
     metrics = {
-        schema.VALIDATION_ACCURACY: floor.validation_accuracy,
         schema.TEST_ACCURACY: floor.test_accuracy,
         schema.TEST_MACRO_F1: floor.test_macro_f1,
         schema.TRAINABLE_PARAMS: floor.trainable_params,
         schema.TRAIN_SECONDS: floor.seconds,
+        **(more_metrics or {}),
     }
+    if floor.validation_accuracy is not None:
+        metrics[schema.VALIDATION_ACCURACY] = floor.validation_accuracy
     tracker.finish(run_id, schema.STATE_COMPLETE, metrics=metrics)
 
 
 def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, progress: Progress) -> None:
     """Score a strategy that trains nothing, once, as a floor of its comparison."""
-    complete = {schema.TAG_STATE: schema.STATE_COMPLETE, schema.TAG_COMPARISON: plan.comparison}
-    mine = tracker.find({**complete, schema.TAG_STUDY: plan.study})
-    if mine and mine[:1] == tracker.find({**complete, schema.TAG_STRATEGY: plan.strategy})[:1]:
-        return  # and no other template or description has been scored since, of which a report takes the newest
+    if _is_newest_reference(plan.tags, tracker):
+        return
     tracker.close_interrupted(tracker.open_runs(plan.study))
     progress.note(f"Scoring {plan.strategy} ...")
     started = time.perf_counter()
     dataset = task.dataset
-    given = dict(config.dataset.label_descriptions or {name: name for name in dataset.label_names})
-    template = cast(ZeroShot, plan.spec.build({})[0]).template
+    described = config.dataset.label_descriptions
+    given = dict(described or {name: name for name in dataset.label_names})
+    template = cast(ZeroShot, plan.spec.build({})[0]).sentence(
+        names_of_images=dataset.modality == "image" and not described
+    )
     probabilities = zero_shot(
         _source(config),
         [*dataset.validation.inputs, *dataset.test.inputs],
@@ -377,6 +417,60 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
     texts = {"template": template, "descriptions": json.dumps(given)}
     _log_floor(plan, result, plan.tags, dataset, tracker, texts)
     progress.note(f"{plan.strategy}: test accuracy {result.test_accuracy:.4f}")
+
+
+def _log_prompted(
+    plan: Plan, settings: Prompting, config: Config, dataset: Dataset, tracker: Tracker, progress: Progress
+) -> None:
+    """Ask a prompted model, once, as a floor of the comparison."""
+    described = config.dataset.label_descriptions
+    descriptions = None if described is None else dict(described)
+    name = prompted_name(settings, len(dataset.test))
+    how = ("concurrency", "timeout", "api_key_variable")  # changes no answer
+    identity = {key: value for key, value in asdict(settings).items() if key not in how}
+    identity |= {"comparison": plan.comparison, "seed": config.dataset.seed, "descriptions": descriptions}
+    tags = {
+        **plan.tags,
+        schema.TAG_STUDY: f"{plan.comparison}-prompted-{digest(identity, 8)}",
+        schema.TAG_STRATEGY: name,
+    }
+    if _is_newest_reference(tags, tracker):
+        return
+    tracker.close_interrupted(tracker.open_runs(tags[schema.TAG_STUDY]))
+    progress.note(f"Scoring {escape(name)} at {escape(settings.base_url)} ...")
+    started = time.perf_counter()
+    answers = ask_dataset(
+        dataset,
+        settings,
+        descriptions=descriptions,
+        seed=config.dataset.seed,
+        on_answer=lambda done, total: progress.items(name, done, total),
+    )
+    asked = replace(dataset, test=answers.test)
+    unknown = np.full(len(answers.test), np.nan)
+    result = score_floor(name, asked, None, 0, started, answers.predictions, unknown)
+    params = {
+        schema.PARAM_PROMPTED_MODEL: settings.model,
+        schema.PARAM_SHOTS: settings.shots,
+        "instruction": settings.instruction,
+        "descriptions": json.dumps(descriptions),
+    }
+    metrics = {
+        schema.PROMPTED_ITEMS: len(answers.test),
+        schema.PROMPTED_UNPARSED: answers.unparsed,
+        schema.PROMPTED_CUT: answers.cut,
+    }
+    _log_floor(plan, result, tags, asked, tracker, params, metrics)
+    unparsed = f", {answers.unparsed} answers without one clear label count as wrong" if answers.unparsed else ""
+    of = f" on {len(answers.test)} of {len(dataset.test)} items" if len(answers.test) < len(dataset.test) else ""
+    progress.note(f"{escape(name)}: test accuracy {result.test_accuracy:.4f}{of}{unparsed}")
+
+
+def _is_newest_reference(tags: Mapping[str, str], tracker: Tracker) -> bool:
+    """Whether it is scored, and nothing else under its name has been since, of which a report takes the newest."""
+    complete = {schema.TAG_STATE: schema.STATE_COMPLETE, schema.TAG_COMPARISON: tags[schema.TAG_COMPARISON]}
+    mine = tracker.find({**complete, schema.TAG_STUDY: tags[schema.TAG_STUDY]})
+    return bool(mine) and mine[:1] == tracker.find({**complete, schema.TAG_STRATEGY: tags[schema.TAG_STRATEGY]})[:1]
 
 
 def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:

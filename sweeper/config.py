@@ -7,9 +7,12 @@ the commands sees a config object.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -139,6 +142,30 @@ class FinalConfig:
 
 
 @dataclass
+class PromptingConfig:
+    """A prompted model as a reference row: asked for the label of each test text, trained on nothing."""
+
+    base_url: str | None = None  # of an OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1; null = off
+    model: str | None = None  # as the endpoint names it
+    shots: int = 0  # examples from train in the prompt, stratified: 0, or 3 to 10
+    instruction: str = MISSING  # before the examples and the text; {labels} becomes the list of labels
+    api_key_variable: str | None = "OPENAI_API_KEY"  # the environment variable with the key; null = none is sent
+    max_items: int | None = None  # test items that are asked about, a stratified sample; null = all
+    max_characters: int = 2000  # of a text; longer ones are cut
+    max_tokens: int = 16  # of an answer
+    concurrency: int = 8  # requests under way at a time
+    timeout: float = 60.0  # seconds for one request
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of each request; null leaves one out
+
+
+@dataclass
+class ReferenceConfig:
+    """Rows to measure strategies against, beside the floors."""
+
+    prompting: PromptingConfig = field(default_factory=PromptingConfig)
+
+
+@dataclass
 class TrackingConfig:
     """MLflow."""
 
@@ -167,6 +194,7 @@ class Config:
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     domain_pretrain: DomainPretrainConfig = field(default_factory=DomainPretrainConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     output_dir: str = "outputs"  # databases, artifacts, reports, winners; one process at a time owns it
@@ -192,15 +220,15 @@ def check(config: Config) -> list[str]:
     """
     problems: list[str] = []
     for group, key, minimum in _MINIMA:
-        value = getattr(getattr(config, group), key)
+        value = attrgetter(f"{group}.{key}")(config)
         if value is not None and value < minimum:
             problems.append(f"{group}.{key}={value}: must be at least {minimum}")
     for group, key, low, high in _INTERVALS:
-        value = getattr(getattr(config, group), key)
+        value = attrgetter(f"{group}.{key}")(config)
         if not low <= value < high:
             problems.append(f"{group}.{key}={value}: must be at least {low} and below {high}")
     for group, key in _POSITIVE:
-        value = getattr(getattr(config, group), key)
+        value = attrgetter(f"{group}.{key}")(config)
         if value is not None and value <= 0:
             problems.append(f"{group}.{key}={value}: must be above 0")
     for group, key, allowed in _CHOICES:
@@ -229,6 +257,34 @@ def check(config: Config) -> list[str]:
             f"domain_pretrain.epochs={config.domain_pretrain.epochs}: it trains on text, and model={config.model.name} "
             f"takes {config.model.modality}; allowed is 0"
         )
+    return problems + _check_prompting(config.reference.prompting, config.dataset.modality)
+
+
+def _check_prompting(prompting: PromptingConfig, modality: str) -> list[str]:
+    """What is wrong with a prompted model; never with the value of what may hold a key."""
+    where = "reference.prompting"
+    problems = []
+    variable = prompting.api_key_variable
+    if variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
+        problems.append(
+            f"{where}.api_key_variable: must be the name of an environment variable in capitals, such as "
+            "OPENAI_API_KEY, and never the key itself"
+        )
+    if prompting.base_url is None:
+        return problems
+    url = urlsplit(prompting.base_url)
+    if url.username or url.password or url.query or url.fragment:
+        problems.append(f"{where}.base_url: must hold no user, password or query; {where}.api_key_variable names a key")
+    elif url.scheme not in ("http", "https") or not url.hostname:
+        problems.append(f"{where}.base_url={prompting.base_url}: must be like http://127.0.0.1:8000/v1")
+    if not prompting.model:
+        problems.append(f"{where}.model is not given: {where}.base_url needs the name of a model there")
+    if prompting.shots != 0 and not 3 <= prompting.shots <= 10:
+        problems.append(f"{where}.shots={prompting.shots}: must be 0, or 3 to 10")
+    if prompting.instruction.count("{labels}") != 1:
+        problems.append(f"{where}.instruction: must hold {{labels}} once, the place of the list of labels")
+    if modality != "text":
+        problems.append(f"{where}.base_url is given, and the dataset holds {modality}s: only texts are asked about")
     return problems
 
 
@@ -265,12 +321,17 @@ _MINIMA = (
     ("domain_pretrain", "epochs", 0),
     ("domain_pretrain", "batch_size", 1),
     ("domain_pretrain", "size", 1),
+    ("reference.prompting", "max_items", 2),
+    ("reference.prompting", "max_characters", 1),
+    ("reference.prompting", "max_tokens", 1),
+    ("reference.prompting", "concurrency", 1),
 )
 _POSITIVE = (
     ("study", "timeout"),
     ("trainer", "learning_rate"),
     ("trainer", "max_grad_norm"),
     ("domain_pretrain", "learning_rate"),
+    ("reference.prompting", "timeout"),
 )
 _INTERVALS = (
     ("trainer", "warmup_ratio", 0, 1),

@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["AssetError", "ConfigError", "DataError", "StudyError", "ThawlineError", "near_matches"]
+__all__ = [
+    "AssetError",
+    "ConfigError",
+    "DataError",
+    "EndpointError",
+    "StudyError",
+    "ThawlineError",
+    "near_matches",
+]
 
 
 class ThawlineError(Exception):
@@ -42,6 +50,10 @@ class AssetError(ThawlineError):
 
 class DataError(ThawlineError):
     """The dataset cannot be used as asked: too few rows, one class only, a missing column."""
+
+
+class EndpointError(ThawlineError):
+    """A prompted model cannot be asked: no endpoint, no valid key, no such model, no answer in time."""
 
 
 class StudyError(ThawlineError):

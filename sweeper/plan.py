@@ -30,7 +30,7 @@ TRAINING_VERSION = 2  # batches of similar length in random order
 HASH_LENGTH = 8  # hex digits at the end of names
 
 #: What may differ between the studies of one comparison, or grow when one is continued.
-_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final")
+_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final", "reference")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,13 @@ class Progress:
         if self._verbosity != "quiet":
             self._console.print(text, highlight=False, soft_wrap=True)
 
+    def items(self, label: str, done: int, total: int) -> None:
+        """So many items of something that is neither a trial nor a final are done."""
+        if done == 0:
+            self._replace_task(label, float(total))
+        assert self._task is not None, "counting begins with 0"
+        self._bar.update(self._task, completed=done, detail=f"{done}/{total}", visible=done < total)
+
     def study_started(self, strategy: str, n_trials: int, final_seeds: int, epochs: int, already: int) -> None:
         """A study of so many trials and finals begins; ``already`` trials are finished from earlier."""
         self._epochs, self._units = epochs, float((n_trials - already + final_seeds) * epochs)
@@ -72,9 +79,7 @@ class Progress:
         self._best = None
         self._started = time.monotonic()
         self._head = strategy
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(strategy, total=self._units, detail="")
+        self._replace_task(strategy, self._units)
         resumed = f", {already} of them finished earlier" if already else ""
         trials, finals = _plural(n_trials, "trial"), _plural(final_seeds, "final")
         self.note(f"[bold]{strategy}[/bold]: {trials} of up to {_plural(epochs, 'epoch')}{resumed}, then {finals}")
@@ -111,6 +116,11 @@ class Progress:
         """The current final ended; ``accuracy`` is its score on the test split."""
         outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(reason)})"
         self._end(outcome, _STYLES.get(state, "red"))
+
+    def _replace_task(self, label: str, total: float) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(label, total=total, detail="")
 
     def _begin(self, label: str) -> None:
         self._label = label

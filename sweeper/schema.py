@@ -14,10 +14,10 @@ SCHEMA_VERSION: Final = "1"
 TAG_SCHEMA: Final = "thawline.schema"
 TAG_KIND: Final = "thawline.kind"  # one of KINDS
 TAG_COMPARISON: Final = "thawline.comparison"
-TAG_STUDY: Final = "thawline.study"  # not in floor runs but zero_shot's
+TAG_STUDY: Final = "thawline.study"  # of floor runs, in those of zero_shot and of prompted models
 TAG_STATE: Final = "thawline.state"  # one of STATES
 TAG_REASON: Final = "thawline.reason"  # why a run failed, diverged, was pruned or interrupted; absent otherwise
-TAG_STRATEGY: Final = "thawline.strategy"  # its label and wrappers, e.g. lora+pseudo_label; of floors, zero_shot's
+TAG_STRATEGY: Final = "thawline.strategy"  # its label and wrappers, e.g. lora+pseudo_label; of a reference, its row
 TAG_MODEL: Final = "thawline.model"
 TAG_DATASET: Final = "thawline.dataset"
 TAG_PARENT: Final = "mlflow.parentRunId"
@@ -100,6 +100,11 @@ TEST_MACRO_F1: Final = "test_macro_f1"
 TEST_LOSS: Final = "test_loss"
 TEST_SAMPLES_PER_SECOND: Final = "test_samples_per_second"
 
+# --- metrics of prompted models, in floor runs -------------------------------------------------------------------
+PROMPTED_ITEMS: Final = "prompted_items"  # test items that were asked about
+PROMPTED_UNPARSED: Final = "prompted_unparsed"  # answers that name no label, or several; they count as wrong
+PROMPTED_CUT: Final = "prompted_cut"  # texts that were cut
+
 # --- metrics of study runs ---------------------------------------------------------------------------------------
 TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state, and domain pretraining
 DOMAIN_PRETRAIN_SECONDS: Final = "domain_pretrain_seconds"  # in tuning_seconds; also where another study trained it
@@ -126,7 +131,9 @@ PARAM_POOLING: Final = "pooling"
 PARAM_METRIC: Final = "metric"  # study: what trials are chosen by, e.g. validation_accuracy
 PARAM_SAMPLER: Final = "sampler"
 PARAM_PRUNER: Final = "pruner"
-PARAM_FLOOR: Final = "floor"  # floor runs: majority | tfidf_logreg | pixels_logreg | zero_shot
+PARAM_FLOOR: Final = "floor"  # floor runs: majority | tfidf_logreg | pixels_logreg | zero_shot | prompted <model> (...)
+PARAM_PROMPTED_MODEL: Final = "prompted_model"  # as its endpoint names it
+PARAM_SHOTS: Final = "shots"  # examples in its prompt
 #: Swept values are params named by the field alone: ``learning_rate``, ``rank``, ``alpha_ratio``, ``num_blocks``.
 #: The study's param ``searched`` holds their names, separated by commas.
 PARAM_SEARCHED: Final = "searched"

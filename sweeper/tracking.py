@@ -192,6 +192,8 @@ def versions() -> dict[str, str]:
         "torch",
         "transformers",
         "peft",
+        "timm",
+        "torchvision",
         "optuna",
         "mlflow",
         "hydra-core",

@@ -44,18 +44,20 @@ def _encoder(model_type: str, **settings: Any) -> Callable[[Path], None]:
     return save
 
 
-def _decoder(model_type: str, **settings: Any) -> Callable[[Path], None]:
-    """A decoder with a byte-level tokenizer that, like GPT-2's, has no padding token."""
+def _decoder(model_type: str, *, chat: bool = False, **settings: Any) -> Callable[[Path], None]:
+    """A decoder with a byte-level tokenizer that, like GPT-2's, has no padding token; one that chats has a template."""
 
     def save(folder: Path) -> None:
         from tokenizers import ByteLevelBPETokenizer
-        from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
         bytes_only = ByteLevelBPETokenizer()
         bytes_only.train_from_iterator(FIRST_WORDS, vocab_size=300, special_tokens=["<|endoftext|>"])
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only._tokenizer, eos_token="<|endoftext|>")
         config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **settings)
-        AutoModel.from_config(config).save_pretrained(folder)
+        (AutoModelForCausalLM if chat else AutoModel).from_config(config).save_pretrained(folder)
+        if chat:
+            tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}label:"
         tokenizer.save_pretrained(folder)
 
     return save
@@ -137,6 +139,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "albert": _encoder("albert", embedding_size=16, max_position_embeddings=128, **_TRANSFORMER),
     "gpt2": _decoder("gpt2", n_embd=32, n_layer=3, n_head=2, n_positions=128),
     "llama": _decoder("llama", **_TRANSFORMER, num_key_value_heads=1, max_position_embeddings=128),
+    "chat": _decoder("llama", chat=True, **_TRANSFORMER, num_key_value_heads=1, max_position_embeddings=1024),
     "resnet": _timm("test_resnet"),
     "efficientnet": _timm("test_efficientnet"),
     "convnext": _timm("test_convnext"),

@@ -53,6 +53,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def rows(self, chosen: np.ndarray) -> Split:
+        """Some of the rows, by their places."""
+        return Split(
+            inputs=[self.inputs[row] for row in chosen],
+            labels=self.labels[chosen],
+            groups=None if self.groups is None else [self.groups[row] for row in chosen],
+            items=self.items[chosen],
+        )
+
     def frame(self, label_names: Sequence[str]) -> pd.DataFrame:
         """The rows as a table of their content (of images: where they come from) and the names of their labels."""
         shown = [str(item) if isinstance(item, StoredImage) else item for item in self.inputs]

@@ -50,17 +50,17 @@ class FloorResult:
 
     Attributes:
         name: one of ``FLOORS``, or the name of a strategy that trains nothing.
-        validation_accuracy: share of validation rows that are right.
+        validation_accuracy: share of validation rows that are right; ``None`` where they were not asked about.
         test_accuracy: share of test rows that are right.
         test_macro_f1: unweighted mean of the F1 of each class on test; a class that is never predicted has 0.
         trainable_params: fitted coefficients and intercepts; 0 for the majority class.
         seconds: wall time of fitting, choosing and scoring.
         predictions: int64 label predicted for each test row, shape (rows,).
-        probabilities: float64 probability of that label, shape (rows,).
+        probabilities: float64 probability of that label, shape (rows,); NaN where it is not known.
     """
 
     name: str
-    validation_accuracy: float
+    validation_accuracy: float | None
     test_accuracy: float
     test_macro_f1: float
     trainable_params: int
@@ -139,7 +139,7 @@ def _logreg(name: str, dataset: Dataset, start: float, train: Any, validation: A
 def score_floor(
     name: str,
     dataset: Dataset,
-    validation_accuracy: float,
+    validation_accuracy: float | None,
     params: int,
     start: float,
     predictions: np.ndarray,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -17,13 +18,38 @@ from transformers import (
 )
 
 from strategies import NotApplicable
+from sweeper.data.images import StoredImage
 from sweeper.models.classifier import pool, without_pooler
+from sweeper.models.preprocessing import preprocessing_of
 
-__all__ = ["zero_shot"]
+__all__ = ["check_zero_shot", "zero_shot"]
 
 BATCH_SIZE = 64
 #: Cosine similarities lie close together; sentence-transformers trains with this scale. It changes no prediction.
 SCALE = 20.0
+
+
+def check_zero_shot(source: str | Path, item: Any, *, revision: str | None = None) -> None:
+    """Whether :func:`zero_shot` can score items like this one.
+
+    Raises:
+        NotApplicable: an image model without a text tower or its tokenizer; pairs of texts.
+    """
+    if isinstance(item, tuple):
+        raise NotApplicable("it compares one text with the labels' descriptions, and these items are pairs of texts")
+    if not isinstance(item, StoredImage):
+        return
+    at = {"revision": revision or "main"}
+    config = AutoConfig.from_pretrained(source, **at)
+    if not hasattr(MODEL_MAPPING.get(type(config), None), "get_text_features"):
+        raise NotApplicable(f"it needs a text tower beside the image tower, as CLIP has; {config.model_type} has none")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **at)
+        words = len(tokenizer) > len(tokenizer.all_special_ids)  # without files, transformers makes an empty one
+    except (OSError, ValueError):
+        words = False
+    if not words:
+        raise NotApplicable("it needs the tokenizer of the text tower, which this checkpoint lacks")
 
 
 def zero_shot(
@@ -45,21 +71,16 @@ def zero_shot(
 
     Args:
         source: a folder with a checkpoint, or a name on the hub.
-        items: texts, or PIL images.
+        items: texts, or stored images; what :func:`check_zero_shot` accepts.
         descriptions: one for each label.
         modality: ``text`` or ``image``.
         pooling: how token states become a sentence vector: ``mean``, ``first`` or ``max``; ``native`` means ``mean``.
         max_length: tokens of a text.
         revision: a commit or tag on the hub.
-
-    Raises:
-        NotApplicable: an image model without a text tower.
     """
     at = {"revision": revision or "main"}
     config = AutoConfig.from_pretrained(source, **at)
     if modality == "image":
-        if not hasattr(config, "text_config"):
-            raise NotApplicable(f"zero_shot needs a text tower beside the image tower; {config.model_type} has none")
         return _two_towers(source, items, descriptions, at)
     if any(str(label).lower().startswith("entail") for label in (config.id2label or {}).values()):
         return _inference(source, items, descriptions, at)
@@ -93,12 +114,16 @@ def _sentence_vectors(
     return _similarity(_in_batches(embed, texts), _in_batches(embed, descriptions))
 
 
-def _two_towers(source: Any, images: Sequence[Any], descriptions: Sequence[str], at: dict[str, Any]) -> torch.Tensor:
+def _two_towers(
+    source: Any, images: Sequence[StoredImage], descriptions: Sequence[str], at: dict[str, Any]
+) -> torch.Tensor:
     model = AutoModel.from_pretrained(source, **at).eval().to(_device())
-    tokenizer, processor = AutoTokenizer.from_pretrained(source, **at), AutoImageProcessor.from_pretrained(source, **at)
+    tokenizer = AutoTokenizer.from_pretrained(source, **at)
+    preprocessing = preprocessing_of(AutoImageProcessor.from_pretrained(source, **at))
 
-    def embed_images(batch: Sequence[Any]) -> torch.Tensor:
-        pixels = processor([image.convert("RGB") for image in batch], return_tensors="pt")["pixel_values"]
+    def embed_images(batch: Sequence[StoredImage]) -> torch.Tensor:
+        # One after the other: decoded, a batch of photographs is several GB.
+        pixels = preprocessing.normalise(torch.stack([preprocessing.geometry(image.open()) for image in batch]))
         return _pooled(model.get_image_features(pixel_values=pixels.to(model.device)))
 
     def embed_texts(batch: Sequence[str]) -> torch.Tensor:

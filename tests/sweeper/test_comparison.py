@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,43 @@ def test_a_choice_in_the_middle_is_checked_too(tiny_checkpoint: Path) -> None:
             "strategy.targets=null",
             "strategy.search_space.targets.choices=[query,typo,value]",
         )
+
+
+def test_zero_shot_is_left_out_where_an_image_model_reads_no_text(checkpoint: Callable[[str], Path]) -> None:
+    images = ("model.modality=image", "dataset=digits", "dataset.train_size=20", "dataset.validation_size=20")
+    assert misfits(checkpoint("clip-with-text"), ["zero_shot"], *images) == {}
+    found = misfits(checkpoint("resnet"), ["zero_shot", "frozen"], *images)
+    assert set(found) == {"zero_shot"}
+    assert "strategy=zero_shot: it needs a text tower beside the image tower" in found["zero_shot"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("base_url=http://me:secret@host/v1", "base_url: must hold no user, password or query"),
+        ("base_url='http://host/v1?key=secret'", "base_url: must hold no user, password or query"),
+        ("base_url=host:8000", "must be like http://127.0.0.1:8000/v1"),
+        ("model=null", "reference.prompting.model is not given"),
+        ("shots=2", "must be 0, or 3 to 10"),
+        ("api_key_variable=sk-secret", "never the key itself"),
+        ("instruction='Name the label.'", "must hold {labels} once"),
+        ("max_items=1", "must be at least 2"),
+        ("timeout=0", "must be above 0"),
+    ],
+)
+def test_impossible_prompting_is_refused_without_showing_a_key(
+    tiny_checkpoint: Path, override: str, message: str
+) -> None:
+    on = ["reference.prompting.base_url=http://127.0.0.1:1/v1", "reference.prompting.model=tiny"]
+    with pytest.raises(ConfigError) as caught:
+        misfits(tiny_checkpoint, ["frozen"], *on, f"reference.prompting.{override}")
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_images_are_neither_prompted_nor_modelled_as_language(checkpoint: Callable[[str], Path]) -> None:
+    on = ("reference.prompting.base_url=http://127.0.0.1:1/v1", "reference.prompting.model=tiny")
+    images = ("model.modality=image", "dataset=digits", "domain_pretrain.epochs=1")
+    with pytest.raises(ConfigError, match=r"only texts are asked about") as caught:
+        misfits(checkpoint("resnet"), ["frozen"], *images, *on)
+    assert "domain_pretrain.epochs=1: it trains on text" in str(caught.value)

@@ -54,6 +54,8 @@ def test_budgets_places_and_looks_do_not_change_the_names(plan: Any) -> None:
         "output_dir=other",
         "verbosity=quiet",
         "report.confidence=0.9",
+        "reference.prompting.base_url=http://127.0.0.1:1/v1",
+        "reference.prompting.model=tiny",
     )
     assert (first.study, first.comparison) == (same.study, same.comparison)
 
