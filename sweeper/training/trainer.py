@@ -227,6 +227,8 @@ class _StrategyTrainer(Trainer):
 
     def __init__(self, *args: Any, groups: list[dict[str, Any]], order: torch.Generator, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            self.loss_is_scaled_for_ga = False  # it is a mean over each batch, of which several make a step
         self._groups = groups
         self._order = order
         # Architectures that take loss arguments would otherwise be trusted to divide by the accumulated batches.
