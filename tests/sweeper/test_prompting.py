@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -321,6 +323,23 @@ def test_a_text_that_is_refused_counts_as_wrong(server: Server, dataset: Dataset
     found = ask(dataset, settings(server, concurrency=1))
     assert found.unparsed == 1
     assert (found.predictions == dataset.test.labels).sum() == 39
+
+
+def test_ctrl_c_does_not_wait_for_answers(server: Server, dataset: Dataset) -> None:
+    released = threading.Event()
+
+    def reply(body: dict[str, Any]) -> Reply:
+        if len(server.requests) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        released.wait(20)
+        return answer("fresh")
+
+    server.reply = reply
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ask(dataset, settings(server, timeout=30.0))
+    released.set()
+    assert time.monotonic() - started < 10
 
 
 # --- a real server -----------------------------------------------------------------------------------------------
