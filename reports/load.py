@@ -50,6 +50,7 @@ _TAG_COLUMNS = {
     schema.TAG_GIT: "git_revision",
     schema.TAG_FINGERPRINT: "data_fingerprint",
     schema.TAG_WINNER: "configuration",
+    schema.TAG_SHIFTED: "shifted",
 }
 _METRICS = (
     *schema.EPOCH_METRICS,
@@ -68,6 +69,9 @@ _METRICS = (
     schema.PROMPTED_ITEMS,
     schema.PROMPTED_UNPARSED,
     schema.PROMPTED_CUT,
+    schema.SHIFTED_ACCURACY,
+    schema.SHIFTED_MACRO_F1,
+    schema.SHIFTED_LOSS,
     schema.TUNING_SECONDS,
     schema.DOMAIN_PRETRAIN_SECONDS,
     schema.N_TRIALS,

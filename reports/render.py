@@ -26,6 +26,7 @@ from reports.tables import (
     earlier_finals,
     floor_scores,
     hyperparameters_table,
+    shifted_table,
     strategy_scores,
 )
 from reports.verdict import Verdict, judge
@@ -167,6 +168,7 @@ def _context(
     confidence: float,
 ) -> dict[str, Any]:
     newest = loaded.studies["start_time"].max()
+    shifted = shifted_table(loaded)
     return {
         "name": loaded.name,
         "model": _one(loaded.studies["model"]),
@@ -178,6 +180,8 @@ def _context(
         "cost_table": _cost_markdown(table, verdict),
         "alt_text": _alt_text(table, loaded),
         "hyperparameters_table": _hyperparameters_markdown(hyperparameters_table(loaded)),
+        "shifted_table": _shifted_markdown(shifted, table, verdict),
+        "shifted": _one(shifted["shifted"]).rpartition(" ")[0],
         "accounting_table": _accounting_markdown(accounting),
         "accounting_notes": _accounting_notes(loaded, accounting),
         "floors_table": _floors_markdown(table, confidence),
@@ -237,6 +241,25 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
         blank = [formats.MISSING] * 2
         size = formats.count(row["trainable_params"])
         rows.append([name, size, *blank, _accuracy(row), blank[0], formats.score(row["test_macro_f1"]), *blank])
+    return formats.markdown_table(header, rows)
+
+
+def _shifted_markdown(shifted: pd.DataFrame, table: pd.DataFrame, verdict: Verdict) -> str:
+    if shifted.empty:
+        return ""
+    asked = {str(row["strategy"]): row["seeds"] for row in _strategies(table)}
+    rows = [
+        [
+            _name(str(row["strategy"]), verdict),
+            formats.score(row[schema.SHIFTED_ACCURACY]),
+            formats.score(row[schema.TEST_ACCURACY]),
+            formats.signed(row["difference"]),
+            formats.score(row[schema.SHIFTED_MACRO_F1]),
+            _of(row["seeds"], asked[str(row["strategy"])]),
+        ]
+        for _, row in shifted.iterrows()
+    ]
+    header = ["strategy", "shifted accuracy", "test accuracy", "difference", "shifted macro-F1", "seeds"]
     return formats.markdown_table(header, rows)
 
 

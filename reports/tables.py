@@ -22,6 +22,7 @@ __all__ = [
     "earlier_finals",
     "floor_scores",
     "hyperparameters_table",
+    "shifted_table",
     "strategy_scores",
 ]
 
@@ -172,6 +173,29 @@ def hyperparameters_table(comparison: Comparison) -> pd.DataFrame:
             | {"hyperparameters": {name: value for name, value in searched.items() if not is_missing(value)}}
             | {column: _number(trial[column]) for column in columns[4:]}
         )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def shifted_table(comparison: Comparison) -> pd.DataFrame:
+    """The counted finals on the shifted data that the newest of them was scored on; empty where there are none.
+
+    Columns: ``strategy``, ``shifted`` (name and fingerprint of the data), ``shifted_accuracy``, ``test_accuracy`` and
+    ``difference`` (shifted less test), ``shifted_macro_f1``, all of them means over the same ``seeds`` finals.
+    """
+    columns = ["strategy", "shifted", schema.SHIFTED_ACCURACY, schema.TEST_ACCURACY, "difference"]
+    columns += [schema.SHIFTED_MACRO_F1, "seeds"]
+    finals = {study["label"]: comparison.finals(study["study"]) for _, study in _studies(comparison)}
+    scored = pd.concat([runs[runs[schema.SHIFTED_ACCURACY].notna()] for runs in finals.values()])
+    if scored.empty:
+        return pd.DataFrame(columns=columns)
+    newest = scored.sort_values("start_time")["shifted"].iloc[-1]
+    rows = []
+    for label, runs in finals.items():
+        same = runs[runs[schema.SHIFTED_ACCURACY].notna() & (runs["shifted"] == newest)]
+        if len(same):
+            means = same[[schema.SHIFTED_ACCURACY, schema.TEST_ACCURACY, schema.SHIFTED_MACRO_F1]].mean().to_dict()
+            difference = means[schema.SHIFTED_ACCURACY] - means[schema.TEST_ACCURACY]
+            rows.append({"strategy": label, "shifted": newest, **means, "difference": difference, "seeds": len(same)})
     return pd.DataFrame(rows, columns=columns)
 
 

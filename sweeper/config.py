@@ -70,6 +70,7 @@ class DatasetConfig:
     label_column: str | None = None  # null = label, where there is one; rows without a label are used unlabelled
     group_column: str | None = None  # rows of one group never lie on two sides of a split
     split_column: str | None = None  # own data: a column that says train, validation or test
+    shifted: str | None = None  # finals are scored on it too: own data's path, or the name of another dataset
     train_size: int | None = None  # examples that are trained on; null = all
     validation_size: int | None = None  # examples that trials are scored on; null = all
     test_size: int | None = None  # examples that finals are scored on; null = all
@@ -246,9 +247,11 @@ def check(config: Config) -> list[str]:
         )
     if not own and not config.dataset.name:
         problems.append(f"dataset.name is not given: dataset.source={config.dataset.source} needs one")
+    problems += _check_data_keys(config.dataset)
     if config.model.modality != config.dataset.modality:
         problems.append(
-            f"model={config.model.name} takes {config.model.modality}, dataset={config.dataset.name} holds "
+            f"model={config.model.name} takes {config.model.modality}, "
+            f"dataset={config.dataset.name or config.dataset.source} holds "
             f"{config.dataset.modality}: choose a pair of one modality, such as {PAIRS[config.model.modality]} or "
             f"{PAIRS[config.dataset.modality]}"
         )
@@ -288,9 +291,38 @@ def _check_prompting(prompting: PromptingConfig, modality: str) -> list[str]:
     return problems
 
 
+def _check_data_keys(dataset: DatasetConfig) -> list[str]:
+    """Keys that say where the data are, and that this source does not read."""
+    if dataset.source not in _DATA_KEYS:
+        return []
+    problems = []
+    for key in sorted(set().union(*_DATA_KEYS.values())):
+        value, readers = getattr(dataset, key), [source for source, keys in _DATA_KEYS.items() if key in keys]
+        if value is not None and dataset.source not in readers:
+            problems.append(
+                f"dataset.{key}={value}: dataset.source={dataset.source} does not read it; it is for "
+                f"{', '.join(readers)}"
+            )
+    holds = {"csv": "text", "image_csv": "image", "image_folder": "image"}.get(dataset.source)
+    if holds and dataset.modality != holds:
+        problems.append(f"dataset.modality={dataset.modality}: dataset.source={dataset.source} holds {holds}")
+    if dataset.split_column and (dataset.validation_path or dataset.test_path):
+        problems.append("dataset.split_column and dataset.validation_path or dataset.test_path: give one of them")
+    given = [path for path in (dataset.path, dataset.validation_path, dataset.test_path) if path is not None]
+    if len({Path(path).expanduser().absolute() for path in given}) < len(given):
+        problems.append("dataset.path, dataset.validation_path and dataset.test_path must differ")
+    if dataset.path and dataset.source == "embedded" and dataset.name != "fashion_mnist":
+        problems.append(
+            f"dataset.path={dataset.path}: dataset={dataset.name} has its own data; your own are read by "
+            "dataset=csv, dataset=image_csv or dataset=image_folder"
+        )
+    return problems
+
+
 def data_name(dataset: DatasetConfig) -> str:
-    """What the dataset is called: its name, or that of its file or folder."""
-    return dataset.name or Path(str(dataset.path)).stem
+    """What the dataset is called: its name, or that of its file or folder without its endings."""
+    name = Path(str(dataset.path)).expanduser().absolute().name
+    return dataset.name or name.removesuffix(".gz").rpartition(".")[0].strip(".") or name
 
 
 def effective_pooling(model: ModelConfig) -> str:
@@ -303,6 +335,17 @@ def natural_direction(metric: str, *, opposite: bool = False) -> str:
     return "minimize" if metric.endswith("loss") != opposite else "maximize"
 
 
+_FILES = ("path", "validation_path", "test_path")
+_COLUMNS = ("label_column", "group_column")
+_HUB = ("subset", "revision", "train_split", "validation_split", "test_split")
+#: What each source reads, of the keys that say where the data are.
+_DATA_KEYS: dict[str, tuple[str, ...]] = {
+    "embedded": ("path",),
+    "csv": (*_FILES, *_COLUMNS, "split_column", "text_column", "second_text_column"),
+    "image_csv": (*_FILES, *_COLUMNS, "split_column", "image_column"),
+    "image_folder": _FILES,
+    "hub": (*_HUB, *_COLUMNS, "text_column", "second_text_column", "image_column"),
+}
 _MINIMA = (
     ("study", "n_trials", 1),
     ("final", "seeds", 1),

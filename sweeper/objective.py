@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,10 +35,11 @@ __all__ = ["Run", "Task", "TestScores", "derive_seed", "digest", "predictions_ta
 
 @dataclass(frozen=True)
 class TestScores:
-    """A trained model on the test split; ``predictions`` has a row per item, in the split's order."""
+    """A trained model on the test split, and on the shifted one if there is; predictions are in the splits' order."""
 
     metrics: dict[str, float]
     predictions: pd.DataFrame
+    shifted_predictions: pd.DataFrame | None = None
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Task:
     source: str | Path
     revision: str | None
     backbone_trained: bool = False
+    shifted: EncodedSplit | None = None
 
     @classmethod
     def load(
@@ -133,7 +135,21 @@ class Task:
             encoder.encode(split.inputs, split.labels, by_length=split is not dataset.train)
             for split in (dataset.train, dataset.validation, dataset.test)
         )
-        return cls(dataset, pretrained, settings, encoder, train, validation, test, source=source, revision=revision)
+        shifted = None
+        if dataset.shifted is not None:
+            shifted = encoder.encode(dataset.shifted.inputs, dataset.shifted.labels, by_length=True)
+        return cls(
+            dataset,
+            pretrained,
+            settings,
+            encoder,
+            train,
+            validation,
+            test,
+            source=source,
+            revision=revision,
+            shifted=shifted,
+        )
 
     def summary(self) -> dict[str, Any]:
         """The dataset's summary, with what this model's tokenizer makes of its texts."""
@@ -229,23 +245,26 @@ class Task:
         return Run(strategy, model, result, sizes)
 
     def score_test(self, run: Run) -> TestScores:
-        """Score a trained model on the test split, once per final; no other place lets a trained model see it."""
-        started = time.perf_counter()
-        output = run.fit.trainer.predict(self.test.examples)  # type: ignore[arg-type]
-        seconds = time.perf_counter() - started
-        logits = np.empty_like(output.predictions)
-        logits[self.test.order] = output.predictions
-        split = self.dataset.test
-        probabilities = torch.softmax(torch.from_numpy(logits).float(), -1).numpy()
-        predicted = probabilities.argmax(-1)
-        predictions = predictions_table(split, predicted, probabilities.max(-1))
+        """Score a trained model on the test split, once per final; no other place lets a trained model see it.
+
+        The shifted split is scored beside it.
+        """
+        test = _score(run, self.test, self.dataset.test)
         metrics = {
-            schema.TEST_ACCURACY: float((predicted == split.labels).mean()),
-            schema.TEST_MACRO_F1: float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
-            schema.TEST_LOSS: float((output.metrics or {})["test_loss"]),
-            schema.TEST_SAMPLES_PER_SECOND: len(split) / seconds,
+            schema.TEST_ACCURACY: test.accuracy,
+            schema.TEST_MACRO_F1: test.macro_f1,
+            schema.TEST_LOSS: test.loss,
+            schema.TEST_SAMPLES_PER_SECOND: len(self.test) / test.seconds,
         }
-        return TestScores(metrics, predictions)
+        if self.shifted is None or self.dataset.shifted is None:
+            return TestScores(metrics, test.predictions)
+        shifted = _score(run, self.shifted, self.dataset.shifted)
+        metrics |= {
+            schema.SHIFTED_ACCURACY: shifted.accuracy,
+            schema.SHIFTED_MACRO_F1: shifted.macro_f1,
+            schema.SHIFTED_LOSS: shifted.loss,
+        }
+        return TestScores(metrics, test.predictions, shifted.predictions)
 
     def save(self, run: Run, folder: Path) -> None:
         """Save a trained model, merged where that is possible, with its tokenizer and label names."""
@@ -275,12 +294,39 @@ class Task:
 
     def _longest(self) -> int:
         """Tokens of the longest labelled text."""
-        return max(int(split.lengths.max()) for split in (self.train, self.validation, self.test))
+        splits = (self.train, self.validation, self.test, *([self.shifted] if self.shifted else []))
+        return max(int(split.lengths.max()) for split in splits)
 
 
 def _room(model: nn.Module) -> int | None:
     """How many tokens of a text fit beside virtual ones; None for models without any."""
     return model.max_text_tokens() if isinstance(model, WithAdditions) else None
+
+
+class _Scores(NamedTuple):
+    accuracy: float
+    macro_f1: float
+    loss: float
+    seconds: float
+    predictions: pd.DataFrame
+
+
+def _score(run: Run, encoded: EncodedSplit, split: Split) -> _Scores:
+    """A trained model on a split that it was not trained on."""
+    started = time.perf_counter()
+    output = run.fit.trainer.predict(encoded.examples)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - started
+    logits = np.empty_like(output.predictions)
+    logits[encoded.order] = output.predictions
+    probabilities = torch.softmax(torch.from_numpy(logits).float(), -1).numpy()
+    predicted = probabilities.argmax(-1)
+    return _Scores(
+        accuracy=float((predicted == split.labels).mean()),
+        macro_f1=float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+        loss=float((output.metrics or {})["test_loss"]),
+        seconds=seconds,
+        predictions=predictions_table(split, predicted, probabilities.max(-1)),
+    )
 
 
 def predictions_table(split: Split, predicted: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:

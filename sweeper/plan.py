@@ -108,7 +108,8 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["model"] = {key: value for key, value in measured["model"].items() if key != "path"}
     measured["model"]["pooling"] = effective_pooling(config.model)
     descriptions = measured["dataset"].pop("label_descriptions")
-    for where in ("path", "validation_path", "test_path"):  # the rows themselves are in the fingerprint
+    # The rows themselves are in the fingerprint, and shifted ones no trial sees: finals name them (schema.TAG_SHIFTED).
+    for where in ("path", "validation_path", "test_path", "shifted"):
         del measured["dataset"][where]
     strategy = {key: value for key, value in measured.pop("strategy").items() if key != "label"}
     wrappers = _wrappers(measured, config, dataset.unlabelled)

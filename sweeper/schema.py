@@ -22,6 +22,7 @@ TAG_MODEL: Final = "thawline.model"
 TAG_DATASET: Final = "thawline.dataset"
 TAG_PARENT: Final = "mlflow.parentRunId"
 TAG_PSEUDO_LABEL: Final = "thawline.pseudo_label"  # trial, final: why a round added nothing and was the last
+TAG_SHIFTED: Final = "thawline.shifted"  # final: name and fingerprint of the shifted data that it was scored on
 
 # --- tags of study runs ------------------------------------------------------------------------------------------
 TAG_COMMAND: Final = "thawline.command"  # the command that reproduces the study
@@ -105,6 +106,11 @@ PROMPTED_ITEMS: Final = "prompted_items"  # test items that were asked about
 PROMPTED_UNPARSED: Final = "prompted_unparsed"  # answers that name no label, or several; they count as wrong
 PROMPTED_CUT: Final = "prompted_cut"  # texts that were cut
 
+# --- metrics of final runs where dataset.shifted names a second dataset -------------------------------------------
+SHIFTED_ACCURACY: Final = "shifted_accuracy"
+SHIFTED_MACRO_F1: Final = "shifted_macro_f1"
+SHIFTED_LOSS: Final = "shifted_loss"
+
 # --- metrics of study runs ---------------------------------------------------------------------------------------
 TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state, and domain pretraining
 DOMAIN_PRETRAIN_SECONDS: Final = "domain_pretrain_seconds"  # in tuning_seconds; also where another study trained it
@@ -143,3 +149,4 @@ ARTIFACT_CONFIG: Final = "config.yaml"  # study: the composed configuration
 ARTIFACT_VERSIONS: Final = "versions.json"  # study: {"python": "3.11.7", "torch": "2.15.0", ...}
 ARTIFACT_DATA_SUMMARY: Final = "data_summary.json"  # study: sizes, label names and counts, warnings
 ARTIFACT_PREDICTIONS: Final = "predictions.csv"  # final, floor: item,group,label,prediction,probability
+ARTIFACT_SHIFTED_PREDICTIONS: Final = "shifted_predictions.csv"  # final: the same of the shifted data

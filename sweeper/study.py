@@ -41,6 +41,7 @@ ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 _STATE, _REASON, _INDEX, _RUN, _SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
 # ... and of studies.
 _FINAL, _IDENTITY, _LOST_SECONDS = "final", "identity", "domain_pretrain_lost_seconds"
+_SHIFTED = "shifted"  # of a final's record
 
 
 def run_study(
@@ -349,17 +350,29 @@ class _StudyRunner:
         best = self.study.best_trial
         configuration = digest({**self.plan.spec.fixed, **best.params}, 12)
         self.tracker.set_tags(self.parent, {schema.TAG_WINNER: configuration})
+        shifted, unscored = self._shifted(), 0
         for seed_index in range(self.plan.final_seeds):
-            if f"{_FINAL}:{configuration}:{seed_index}" not in self.study.user_attrs:
+            record = self.study.user_attrs.get(f"{_FINAL}:{configuration}:{seed_index}")
+            if record is None:
                 stop.check()
                 self._final(best, configuration, seed_index, stop)
+            elif shifted and record.get(_SHIFTED) != shifted:
+                unscored += 1
+        if unscored:
+            self.progress.note(
+                f"{unscored} finals of {self.plan.strategy} ended without this dataset.shifted, and are not scored on "
+                "it; a higher final.seeds adds finals that are, another output_dir or study.seed trains all anew"
+            )
 
     def _final(self, best: FrozenTrial, configuration: str, seed_index: int, stop: StopSignal) -> None:
         seed = derive_seed(self.plan.seed, _FINAL, seed_index)
+        tags = {**self.plan.tags, schema.TAG_WINNER: configuration}
+        if shifted := self._shifted():
+            tags[schema.TAG_SHIFTED] = shifted
         run_id = self.tracker.start(
             schema.KIND_FINAL,
             f"{self.plan.strategy} final {seed_index}",
-            {**self.plan.tags, schema.TAG_WINNER: configuration},
+            tags,
             {**self.plan.params, **self._values(best.params), schema.PARAM_SEED: seed, schema.PARAM_TRIAL: best.number},
             parent=self.parent,
         )
@@ -375,6 +388,8 @@ class _StudyRunner:
             scores = self.task.score_test(run)
             metrics = {**run.metrics(), **scores.metrics}
             self.tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, scores.predictions)
+            if scores.shifted_predictions is not None:
+                self.tracker.log_table(run_id, schema.ARTIFACT_SHIFTED_PREDICTIONS, scores.shifted_predictions)
             self._save_if_best(run, configuration)
             state = schema.STATE_COMPLETE
         except Diverged as error:
@@ -388,7 +403,8 @@ class _StudyRunner:
         finally:
             self.tracker.finish(run_id, state, reason=reason, metrics=metrics)
             self.progress.final_finished(state, reason, metrics.get(schema.TEST_ACCURACY))
-        record = {"run": run_id, "state": state, "validation": metrics.get(_best_metric(self.plan.metric))}
+        validation = metrics.get(_best_metric(self.plan.metric))
+        record = {"run": run_id, "state": state, "validation": validation, _SHIFTED: shifted}
         self.study.set_user_attr(f"{_FINAL}:{configuration}:{seed_index}", record)
 
     def _save_if_best(self, run: Run, configuration: str) -> None:
@@ -464,6 +480,11 @@ class _StudyRunner:
     def _best_value(self) -> float | None:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return self.study.best_value if complete else None
+
+    def _shifted(self) -> str | None:
+        """Name and fingerprint of the shifted data, where there are."""
+        shifted = self.task.dataset.summary.get("shifted")
+        return f"{shifted['name']} {shifted['fingerprint']}" if shifted else None
 
     def _values(self, searched: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.plan.spec.fixed, **searched}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,12 +79,13 @@ def build(request: DataRequest, source: Source, *, shares: Mapping[str, float] =
     number = {name: index for index, name in enumerate(label_names)}
     labels = np.array([number[str(source.labels[row])] for row in labelled], dtype=np.int64)
     groups = [source.groups[row] for row in labelled] if source.groups else None
-    pools = _pools(where, labels, groups, pool_of, request, shares)
+    pools = _pools(where, labels, label_names, groups, pool_of, request, shares)
     sizes = {split: getattr(request, f"{split}_size") for split in SPLITS}
     taken = sample_splits(pools, labels, sizes, seed=request.seed)
     warnings, counts = list(source.warnings), dict(source.counts)
     if request.modality == "image":
         taken = _without_unreadable(where, source, labelled, taken, warnings, counts)
+    _check_taken(where, labels, label_names, taken)
     splits = {
         split: Split(
             inputs=[source.inputs[labelled[row]] for row in rows],
@@ -114,16 +116,17 @@ def build(request: DataRequest, source: Source, *, shares: Mapping[str, float] =
 def _sorted_names(names: set[str]) -> list[str]:
     """Numbers by their value, other names by the alphabet."""
     try:
-        return sorted(names, key=float)
+        numbers = {name: float(name) for name in names}
     except ValueError:
         return sorted(names)
+    return sorted(names, key=lambda name: (numbers[name], name) if math.isfinite(numbers[name]) else (math.inf, name))
 
 
 def _check_labels(where: str, labels: Sequence[str], splits: Sequence[str], names: Sequence[str]) -> None:
     if len(names) < 2:
         raise DataError(
             f"{where} has one class only ({', '.join(names)}): classification needs at least 2",
-            "Check dataset.label_column.",
+            "Check dataset.label_column, or the folders of labels.",
         )
     if len(names) > max(len(labels) // 2, 2):
         raise DataError(
@@ -141,9 +144,28 @@ def _check_labels(where: str, labels: Sequence[str], splits: Sequence[str], name
             )
 
 
+def _check_taken(where: str, labels: np.ndarray, label_names: Sequence[str], taken: Mapping[str, np.ndarray]) -> None:
+    """What is scored must have been there to train on; groups and unreadable images may have kept it away."""
+    trained = set(labels[taken["train"]].tolist())
+    if len(trained) < 2:
+        raise DataError(
+            f"{where}: train is left with one class only, {', '.join(label_names[label] for label in trained)}",
+            "Bring more rows, or images that can be read.",
+        )
+    for split in ("validation", "test"):
+        untrained = sorted(set(labels[taken[split]].tolist()) - trained)
+        if untrained:
+            raise DataError(
+                f"{where}: no row of train has {', '.join(label_names[label] for label in untrained[:SHOWN])}, "
+                f"which {split} has",
+                "Use a group column with smaller groups, bring more rows, or bring splits of your own.",
+            )
+
+
 def _pools(
     where: str,
     labels: np.ndarray,
+    label_names: Sequence[str],
     groups: list[str] | None,
     pool_of: Sequence[str],
     request: DataRequest,
@@ -158,11 +180,11 @@ def _pools(
         return group_split(groups, labels, shares, salt=request.name)
     if len(pools["test"]) == 0:
         share = shares["test"] / (1 - (shares["validation"] if len(pools["validation"]) else 0))
-        pools["train"], pools["test"] = _carve(where, "test", pools["train"], labels, groups, None, share)
+        pools["train"], pools["test"] = _carve(where, "test", pools["train"], labels, label_names, groups, None, share)
     if len(pools["validation"]) == 0:
         share = shares["validation"] / (shares["train"] + shares["validation"])
         pools["train"], pools["validation"] = _carve(
-            where, "validation", pools["train"], labels, groups, request.validation_size, share
+            where, "validation", pools["train"], labels, label_names, groups, request.validation_size, share
         )
     return pools
 
@@ -172,12 +194,20 @@ def _carve(
     split: str,
     train: np.ndarray,
     labels: np.ndarray,
+    label_names: Sequence[str],
     groups: list[str] | None,
     size: int | None,
     share: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take a split out of train; returns what is left, and the split."""
-    classes = len(set(labels[train].tolist()))
+    counts = Counter(labels[train].tolist())
+    single = [label_names[label] for label, count in sorted(counts.items()) if count == 1]
+    if single:
+        raise DataError(
+            f"{where} has too few rows of {', '.join(single[:SHOWN])}: none is left for train beside one for {split}",
+            "Bring at least 3 rows of each label, one for each split, or remove the rows of such labels.",
+        )
+    classes = len(counts)
     number = size if size is not None else max(round(share * len(train)), classes)
     try:
         rest, carved = carve_validation(

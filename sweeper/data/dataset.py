@@ -15,7 +15,7 @@ import pandas as pd
 from sweeper.data.images import StoredImage
 from sweeper.data.splits import text_key
 
-__all__ = ["Dataset", "Input", "Split", "assemble", "content"]
+__all__ = ["Dataset", "Input", "Split", "assemble", "content", "fingerprint", "storable"]
 
 #: A text, a text and a second one, or an image.
 Input = str | tuple[str, str] | StoredImage
@@ -159,7 +159,7 @@ def assemble(
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
-        fingerprint=_fingerprint(splits),
+        fingerprint=fingerprint({name: splits[name] for name in SPLITS}),
         summary=summary,
         unlabelled=unlabelled,
     )
@@ -170,6 +170,11 @@ def content(item: Input) -> str:
     if isinstance(item, StoredImage):
         return item.digest()
     return item if isinstance(item, str) else "\n".join(item)
+
+
+def storable(text: str) -> str:
+    """The text with halves of surrogate pairs joined, or replaced where one stands alone: such cannot be encoded."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _key(item: Input) -> str:
@@ -204,10 +209,10 @@ def _shared(values: Mapping[str, Iterable[str]]) -> int:
     return sum(count > 1 for count in holders.values())
 
 
-def _fingerprint(splits: Mapping[str, Split]) -> str:
+def fingerprint(splits: Mapping[str, Split]) -> str:
+    """16 hex digits of a sha256 over the names of splits, and their contents, labels and items."""
     digest = hashlib.sha256()
-    for name in SPLITS:
-        split = splits[name]
+    for name, split in splits.items():
         for item, label, given in zip(split.items.tolist(), split.labels.tolist(), split.inputs, strict=True):
             digest.update(json.dumps([name, item, label, content(given)]).encode())
     return digest.hexdigest()[:16]

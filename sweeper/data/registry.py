@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from sweeper.data import digits, r8, review_lines, textile
-from sweeper.data.dataset import Dataset
+from sweeper.data import digits, fashion_mnist, folders, r8, review_lines, tables, textile
+from sweeper.data.build import Source, build
+from sweeper.data.dataset import SPLITS, Dataset
+from sweeper.data.paths import existing
 from sweeper.data.request import DataRequest
+from sweeper.data.shifted import rows_of, with_shifted
 from sweeper.errors import ConfigError, near_matches
 
 __all__ = ["DATASETS", "SOURCES", "load_dataset"]
@@ -17,6 +21,7 @@ Loader = Callable[[DataRequest], Dataset]
 #: The datasets that need no hub, by ``dataset.name``.
 DATASETS: dict[str, Loader] = {
     "digits": digits.load,
+    "fashion_mnist": fashion_mnist.load,
     "r8": r8.load,
     "review_lines": review_lines.load,
     "textile": textile.load,
@@ -29,15 +34,27 @@ def _embedded(request: DataRequest) -> Dataset:
     return DATASETS[request.name](request)
 
 
+#: What reads a user's own rows, by ``dataset.source``.
+OWN: dict[str, Callable[[DataRequest], Source]] = {
+    "csv": tables.read,
+    "image_csv": tables.read,
+    "image_folder": folders.read,
+}
+
+
+def _own(request: DataRequest) -> Dataset:
+    return build(request, OWN[request.source](request))
+
+
 #: Where rows come from, by ``dataset.source``.
-SOURCES: dict[str, Loader] = {"embedded": _embedded}
+SOURCES: dict[str, Loader] = {"embedded": _embedded, **dict.fromkeys(OWN, _own)}
 
 
 def load_dataset(name: str, **fields: Any) -> Dataset:
     """The dataset called ``name``, with as many rows per split as asked; the same arguments give the same rows.
 
     Args:
-        name: of an embedded dataset a key of ``DATASETS``.
+        name: of an embedded dataset a key of ``DATASETS``; of own data what it is to be called.
         fields: the other fields of :class:`~sweeper.data.request.DataRequest`.
 
     Raises:
@@ -47,4 +64,16 @@ def load_dataset(name: str, **fields: Any) -> Dataset:
         AssetError: the dataset's files cannot be fetched.
     """
     request = DataRequest(name=name, **fields)
-    return SOURCES[request.source](request)
+    dataset = SOURCES[request.source](request)
+    return dataset if request.shifted is None else with_shifted(dataset, request.shifted, _shifted_rows(request))
+
+
+def _shifted_rows(request: DataRequest) -> Source:
+    """All rows of what ``dataset.shifted`` names: a path of own data, read like the dataset, or another dataset."""
+    if request.source in OWN:
+        existing({"dataset.shifted": request.shifted}, folder=request.source == "image_folder")
+        other = replace(request, path=request.shifted, validation_path=None, test_path=None, split_column=None)
+        return OWN[request.source](other)
+    whole: dict[str, Any] = dict.fromkeys(f"{split}_size" for split in SPLITS)
+    whole |= dict.fromkeys(("path", "subset", "revision", "train_split", "validation_split", "test_split"))
+    return rows_of(SOURCES[request.source](replace(request, name=str(request.shifted), **whole)))

@@ -28,6 +28,7 @@ class DataRequest:
     label_column: str | None = None
     group_column: str | None = None
     split_column: str | None = None
+    shifted: str | None = None
     train_size: int | None = None
     validation_size: int | None = None
     test_size: int | None = None
