@@ -17,7 +17,13 @@ from sweeper.data import DataRequest
 from sweeper.overrides import check_overrides, for_strategies
 from sweeper.search_space import parse_strategy
 
-GIVEN = {"model=hub_text": ["model.name=some/model"], "model=local": ["model.path=."]}
+GIVEN = {
+    "model=hub_text": ["model.name=some/model"],
+    "model=local": ["model.path=."],
+    "dataset=csv": ["dataset.path=rows.csv"],
+    "dataset=image_csv": ["dataset.path=images.csv"],
+    "dataset=image_folder": ["dataset.path=images"],
+}
 IMAGES = {"model": "dataset=digits", "dataset": "model=efficientnet_lite0"}  # what goes with a file about images
 OPTIONS = [
     f"{path.parent.name}={path.stem}" for path in sorted(config_dir().glob("*/*.yaml")) if path.parent.name != "hydra"
@@ -125,10 +131,17 @@ def test_a_key_that_another_strategy_has_is_refused() -> None:
         ("verbosity=loud", "allowed: normal, quiet, verbose"),
         ("study.direction=minimize", "the wrong way for validation_accuracy"),
         ("model=local", "model.path is not given"),
+        ("dataset=csv", "dataset.path is not given: dataset=csv needs dataset.path=<your file or folder>"),
+        ("dataset.path=x.csv", "dataset=review_lines has its own data; your own are read by dataset=csv"),
+        ("dataset=image_folder dataset.text_column=a", "dataset.source=image_folder does not read it; it is for csv"),
+        ("dataset=csv dataset.subset=a", "dataset.source=csv does not read it; it is for hub"),
+        ("dataset=csv dataset.path=a.csv dataset.test_path=./a.csv", "must differ"),
+        ("dataset=csv dataset.split_column=a dataset.test_path=b.csv", "give one of them"),
+        ("dataset=csv dataset.modality=image", "dataset.modality=image: dataset.source=csv holds text"),
     ],
 )
 def test_impossible_values_are_named(override: str, words: str) -> None:
-    assert words in "\n".join(check(composed(override)))
+    assert words in "\n".join(check(composed(*override.split())))
 
 
 def test_a_users_own_folder_joins_the_search_path(tmp_path: Path) -> None:
