@@ -240,7 +240,7 @@ def _without_unreadable(
             raise DataError(f"{where}: no image of the {split} split can be read, such as {skipped[-1]}")
     if skipped:
         counts["unreadable_images"] = len(skipped)
-        warnings.append(f"{len(skipped)} images cannot be read and are left out, such as {skipped[0]}.")
+        warnings.append(f"Images that cannot be read, left out: {len(skipped)}, such as {skipped[0]}.")
         for line in skipped:
             logger.info("left out: %s", line)
     return kept

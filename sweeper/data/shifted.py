@@ -60,7 +60,7 @@ def with_shifted(dataset: Dataset, name: str, source: Source) -> Dataset:
         if broken:
             place, message = next(iter(broken.items()))
             shown = f"{source.inputs[rows[place]]} ({message})"
-            warnings.append(f"Shifted data: {len(broken)} images cannot be read and are left out, such as {shown}.")
+            warnings.append(f"Shifted data: images that cannot be read, left out: {len(broken)}, such as {shown}.")
         rows = [row for place, row in enumerate(rows) if place not in broken]
         if not rows:
             raise DataError(f"{where}: no image can be read, such as {shown}")

@@ -207,7 +207,7 @@ def _csv_rows(path: Path, text: str, delimiter: str, quoting: Any) -> _Rows:
             rows.cells.append(fields)
             rows.places.append(line)
         else:
-            rows.spoil(f"other than the header's {len(rows.names)} fields", [line])
+            rows.spoil(f"not the header's {len(rows.names)} fields", [line])
     if not rows.names:
         raise DataError(f"{path} has no header that can be read", "The first line must name the columns.")
     return rows

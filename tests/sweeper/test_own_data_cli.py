@@ -87,7 +87,7 @@ def test_a_folder_of_images_from_folder_to_report(tmp_path: Path, checkpoint: Ca
     )
     page = page_of(output, text)
     assert page.startswith("# efficientnet on fruit")
-    assert "1 images cannot be read and are left out, such as ripe/broken.jpg" in page
+    assert "Images that cannot be read, left out: 1, such as ripe/broken.jpg" in page
     (final,) = runs(output, kind="final").to_dict("records")
     assert final["metrics.test_accuracy"] >= 0
 

@@ -151,7 +151,7 @@ def test_what_cannot_be_used_is_counted_and_said(tmp_path: Path) -> None:
     assert found.unlabelled == ["without a label"]
     assert sum(found.summary["sizes"].values()) == 42
     said = warnings(found)
-    assert "cannot be read, left out: 1 of 45: other than the header's 2 fields (1, first in line 46)." in said
+    assert "cannot be read, left out: 1 of 45: not the header's 2 fields (1, first in line 46)." in said
     for sentence in ("Rows without a text, left out: 1.", "Rows that repeat another one: 2."):
         assert sentence in said
     assert "Inputs that occur with different labels: 1." in said
@@ -307,7 +307,7 @@ def test_what_is_no_image_is_left_out_and_said(photos: Path, tmp_path: Path) -> 
         "unreadable_images": 1,
     }
     assert "Links that lead out of the folder or nowhere, left out: 2." in warnings(found)
-    assert "1 images cannot be read and are left out, such as red/broken.png" in warnings(found)
+    assert "Images that cannot be read, left out: 1, such as red/broken.png" in warnings(found)
 
 
 def test_folders_without_labels_are_refused(tmp_path: Path) -> None:
