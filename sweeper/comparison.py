@@ -408,7 +408,7 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
         modality=config.model.modality,
         pooling=effective_pooling(config.model),
         max_length=config.dataset.max_length,
-        revision=config.model.revision,
+        revision=task.revision,
     )
     validation, test = probabilities[: len(dataset.validation)], probabilities[len(dataset.validation) :]
     right = validation.argmax(-1).numpy() == dataset.validation.labels

@@ -133,7 +133,9 @@ class Task:
             encoder.encode(split.inputs, split.labels, by_length=split is not dataset.train)
             for split in (dataset.train, dataset.validation, dataset.test)
         )
-        return cls(dataset, pretrained, settings, encoder, train, validation, test, source=source, revision=revision)
+        return cls(
+            dataset, pretrained, settings, encoder, train, validation, test, source=source, revision=pretrained.revision
+        )
 
     def summary(self) -> dict[str, Any]:
         """The dataset's summary, with what this model's tokenizer makes of its texts."""

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,11 +33,12 @@ class StoredImage:
     """An image that is decoded when it is needed.
 
     Attributes:
-        source: a file, the bytes of one, or uint8 pixels of shape (height, width) or (height, width, 3).
+        source: a file, the bytes of one, what gives the bytes when it is called, or uint8 pixels of shape
+            (height, width) or (height, width, 3).
         name: what people know it by; the file's path by default.
     """
 
-    source: Path | bytes | np.ndarray
+    source: Path | bytes | Callable[[], bytes] | np.ndarray
     name: str = ""
 
     def __str__(self) -> str:
@@ -75,13 +76,17 @@ class StoredImage:
         if isinstance(self.source, Path):
             with self.source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        stored = self.source if isinstance(self.source, bytes) else self.source.tobytes() + str(self.size).encode()
+        pixels = isinstance(self.source, np.ndarray)
+        stored = self.source.tobytes() + str(self.size).encode() if pixels else self._bytes()
         return hashlib.sha256(stored).hexdigest()[:16]
 
     def _image(self) -> Image.Image:
         if isinstance(self.source, np.ndarray):
             return Image.fromarray(self.source)
-        return Image.open(self.source if isinstance(self.source, Path) else io.BytesIO(self.source))
+        return Image.open(self.source if isinstance(self.source, Path) else io.BytesIO(self._bytes()))
+
+    def _bytes(self) -> Any:
+        return self.source() if callable(self.source) else self.source
 
 
 def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sweeper.data import digits, r8, review_lines, textile
+from sweeper.data import digits, hub, r8, review_lines, textile
 from sweeper.data.dataset import Dataset
 from sweeper.data.request import DataRequest
 from sweeper.errors import ConfigError, near_matches
@@ -30,7 +30,7 @@ def _embedded(request: DataRequest) -> Dataset:
 
 
 #: Where rows come from, by ``dataset.source``.
-SOURCES: dict[str, Loader] = {"embedded": _embedded}
+SOURCES: dict[str, Loader] = {"embedded": _embedded, "hub": hub.load}
 
 
 def load_dataset(name: str, **fields: Any) -> Dataset:

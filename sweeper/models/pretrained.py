@@ -25,6 +25,7 @@ from transformers import (
 
 from strategies.base import Layout
 from sweeper.errors import ConfigError
+from sweeper.hub import commit_of
 from sweeper.models.classifier import Classifier, ClassifierConfig, pooled, without_pooler
 from sweeper.models.layout import find_layout
 from sweeper.models.preprocessing import preprocessing_of, with_image_size
@@ -42,6 +43,7 @@ class Pretrained:
         processor: the model's own tokenizer or image processor.
         layout: the model's parts.
         fingerprint: changes with the weights: a hash of the files of a folder, the commit of a hub model.
+        revision: that commit, ``None`` for a folder.
     """
 
     model: PreTrainedModel
@@ -49,6 +51,7 @@ class Pretrained:
     processor: Any
     layout: Layout
     fingerprint: str
+    revision: str | None
 
     def fresh(self, seed: int) -> PreTrainedModel:
         """A copy with a head initialised from ``seed``; the backbone's weights are the pretrained ones."""
@@ -104,20 +107,21 @@ def load_model(
     id2label = dict(enumerate(label_names))
     label2id = {label: index for index, label in id2label.items()}
     labels: dict[str, Any] = {"num_labels": len(id2label), "id2label": id2label, "label2id": label2id}
-    revision = revision or "main"
+    commit = None if Path(source).is_dir() else commit_of(str(source), revision)
+    at: dict[str, Any] = {"revision": commit or "main", "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, **at)
         if config.model_type == ClassifierConfig.model_type:
             raise ValueError("it is a classifier that was trained here; name the model it was trained from")
         processor, inputs = (
-            _text_inputs(source, revision) if modality == "text" else _image_inputs(source, revision, image_size)
+            _text_inputs(source, at) if modality == "text" else _image_inputs(source, at, image_size)
         )
         if head == "native":
             auto: Any = AutoModelForSequenceClassification if modality == "text" else AutoModelForImageClassification
-            model, missing = _read(auto, source, revision, ignore_mismatched_sizes=True, **labels)
+            model, missing = _read(auto, source, at, ignore_mismatched_sizes=True, **labels)
             _record_image_size(model.config, image_size)
         else:
-            body, missing = _read(AutoModel, source, revision, **_body_arguments(config, modality, pooling))
+            body, missing = _read(AutoModel, source, at, **_body_arguments(config, modality, pooling))
             _record_image_size(body.config, image_size)
             missing = {f"backbone.{name}" for name in missing}
             with torch.no_grad():  # a pooling or a padding that does not work shows here, not in the first trial
@@ -143,20 +147,22 @@ def load_model(
             f"model {str(source)!r} cannot be loaded: {first_line}",
             f"Give a folder with config.json, weights and {reads} (model.path), or a hub name within reach.",
         ) from error
-    return Pretrained(model, modality, processor, layout, _fingerprint(source, config))
+    return Pretrained(model, modality, processor, layout, commit or _fingerprint(Path(source)), commit)
 
 
-def _text_inputs(source: str | Path, revision: str) -> tuple[Any, dict[str, torch.Tensor]]:
+def _text_inputs(source: str | Path, at: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The tokenizer, which can pad, and a small padded batch."""
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **at)
     if tokenizer.pad_token is None:  # decoders are trained without one
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, dict(tokenizer(["a", "a b"], padding=True, return_tensors="pt"))
 
 
-def _image_inputs(source: str | Path, revision: str, image_size: int | None) -> tuple[Any, dict[str, torch.Tensor]]:
+def _image_inputs(
+    source: str | Path, at: dict[str, Any], image_size: int | None
+) -> tuple[Any, dict[str, torch.Tensor]]:
     """The image processor and a small batch."""
-    processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+    processor = AutoImageProcessor.from_pretrained(source, **at)
     if image_size is not None:
         processor = with_image_size(processor, image_size)
     preprocessing = preprocessing_of(processor)
@@ -182,11 +188,9 @@ def _body_arguments(config: PretrainedConfig, modality: str, pooling: str) -> di
     return {**arguments, **without_pooler(config.model_type)}
 
 
-def _read(auto: Any, source: str | Path, revision: str, **arguments: Any) -> tuple[PreTrainedModel, set[str]]:
+def _read(auto: Any, source: str | Path, at: dict[str, Any], **arguments: Any) -> tuple[PreTrainedModel, set[str]]:
     """A model in fp32, and the names of the weights that the checkpoint lacks."""
-    model, report = auto.from_pretrained(
-        source, revision=revision, dtype=torch.float32, output_loading_info=True, **arguments
-    )
+    model, report = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **at, **arguments)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # the keys and values that a decoder keeps serve generation only
     return model.eval(), set(report["missing_keys"])
@@ -223,10 +227,7 @@ def _check_complete(layout: Layout, missing: set[str]) -> None:
         raise ValueError(f"the checkpoint lacks {len(lacking)} of the backbone's weights, such as {lacking[0]}")
 
 
-def _fingerprint(source: str | Path, config: PretrainedConfig) -> str:
-    folder = Path(source)
-    if not folder.is_dir():
-        return str(getattr(config, "_commit_hash", None) or source)
+def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
         if path.suffix in (".json", ".safetensors", ".bin"):
