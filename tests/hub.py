@@ -105,7 +105,9 @@ class Hub:
 
     def environment(self, home: Path) -> dict[str, str]:
         """Of a client process whose cache is ``home``; nothing of the user's own token or cache."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+        }
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
     def revisions(self, kind: str, name: str) -> dict[str, _Repository]:
@@ -230,7 +232,9 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = asked.get("paths", [])
             self._json([known[path] for path in ([wanted] if isinstance(wanted, str) else wanted) if path in known])
         else:
-            siblings = [{"rfilename": entry["path"]} for entry in repository.entries("", True) if entry["type"] == "file"]
+            siblings = [
+                {"rfilename": entry["path"]} for entry in repository.entries("", True) if entry["type"] == "file"
+            ]
             facts = {"id": name, "sha": repository.commit, "siblings": siblings, "tags": [], "private": False}
             self._json({**facts, "modelId": name} if kind == "models" else facts)
 

@@ -44,7 +44,7 @@ def load(request: DataRequest) -> Dataset:
     for split, name in chosen.items():
         _check_columns(request.name, tables[name], columns, name)
         read.add(split, tables[name], columns, of=name)
-        if split != "train" and not any(label for label, of in zip(read.labels, read.splits, strict=True) if of == split):
+        if split != "train" and not read.is_labelled(split):
             read.leave_out(request, split, name)
     if read.empty:
         read.warnings.append(f"{read.empty} rows without a {request.modality} are left out.")
@@ -223,6 +223,10 @@ class _Rows:
             if groups is not None:
                 self.groups.append(f"row {self.seen + row}" if groups[row] is None else str(groups[row]))
         self.seen += len(table)
+
+    def is_labelled(self, split: str) -> bool:
+        """Whether any row of the split has a label."""
+        return any(label is not None for label, of in zip(self.labels, self.splits, strict=True) if of == split)
 
     def leave_out(self, request: DataRequest, split: str, name: str) -> None:
         """Drop a split in which nothing is labelled.

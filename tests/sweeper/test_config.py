@@ -17,7 +17,13 @@ from sweeper.data import DataRequest
 from sweeper.overrides import check_overrides, for_strategies
 from sweeper.search_space import parse_strategy
 
-GIVEN = {"model=hub_text": ["model.name=some/model"], "model=local": ["model.path=."]}
+GIVEN = {
+    "model=hub_text": ["model.name=some/model"],
+    "model=hub_image": ["model.name=some/model"],
+    "model=timm": ["model.name=resnet50"],
+    "model=local": ["model.path=."],
+    "dataset=hub": ["dataset.name=some/data"],
+}
 IMAGES = {"model": "dataset=digits", "dataset": "model=efficientnet_lite0"}  # what goes with a file about images
 OPTIONS = [
     f"{path.parent.name}={path.stem}" for path in sorted(config_dir().glob("*/*.yaml")) if path.parent.name != "hydra"
