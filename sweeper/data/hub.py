@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sweeper.data.build import Source, build
 from sweeper.data.dataset import SPLITS, Dataset
@@ -14,7 +14,7 @@ from sweeper.data.request import DataRequest
 from sweeper.errors import DataError, near_matches
 from sweeper.hub import commit_of
 
-__all__ = ["load"]
+__all__ = ["load", "read"]
 
 #: What the splits of a dataset are called, where the user does not say.
 _USUAL: Final[Mapping[str, tuple[str, ...]]] = {
@@ -28,42 +28,51 @@ _TEXTS = ("string", "large_string")
 def load(request: DataRequest) -> Dataset:
     """Load a dataset through the library of the hub, which keeps it in a cache of its own.
 
+    Raises:
+        ConfigError: the hub does not have or does not give the dataset.
+        DataError: it has no such subset, it needs a script to be read, or what :func:`read` finds wrong.
+    """
+    return read(request, _tables(request))
+
+
+def read(request: DataRequest, tables: Mapping[str, Any]) -> Dataset:
+    """Make a dataset of the tables of the hub's library (``datasets.Dataset``), which are its splits by name.
+
     A column that is not named is the only one of its kind: labels those of class labels, else ``label``; texts those
     of strings, else ``text``; images those of images. Rows whose class label is -1, as in hidden test splits, are
     unlabelled. A test split without any label is left out, with a warning, unless it was asked for.
 
     Raises:
-        ConfigError: the hub does not have or does not give the dataset.
-        DataError: it has no such subset, split or column, its columns do not tell what they are, it needs a script to
-            be read, or what :func:`~sweeper.data.build.build` finds wrong with the rows.
+        DataError: there is no such split or column, the columns do not tell what they are, or what
+            :func:`~sweeper.data.build.build` finds wrong with the rows.
     """
-    tables = _tables(request)
+    tables = {name: _undecoded(table) for name, table in tables.items()}
     chosen = _choose_splits(request, tables)
     columns = _choose_columns(request, tables[chosen["train"]])
-    read = _Rows()
+    rows = _Rows()
     for split, name in chosen.items():
         _check_columns(request.name, tables[name], columns, name)
-        read.add(split, tables[name], columns, of=name)
-        if split != "train" and not read.is_labelled(split):
-            read.leave_out(request, split, name)
-    if read.empty:
-        read.warnings.append(f"{read.empty} rows without a {request.modality} are left out.")
-    known = {label for label, split in zip(read.labels, read.splits, strict=True) if split == "train"}
+        rows.add(split, tables[name], columns, of=name)
+        if split != "train" and not rows.is_labelled(split):
+            rows.leave_out(request, split, name)
+    if rows.empty:
+        rows.warnings.append(f"{rows.empty} rows without a {request.modality} are left out.")
+    known = {label for label, split in zip(rows.labels, rows.splits, strict=True) if split == "train"}
     names = getattr(tables[chosen["train"]].features[columns["label"]], "names", [])
     source = Source(
-        inputs=read.inputs,
-        labels=read.labels,
-        items=read.items,
-        splits=read.splits,
-        groups=read.groups,
+        inputs=rows.inputs,
+        labels=rows.labels,
+        items=rows.items,
+        splits=rows.splits,
+        groups=rows.groups,
         label_names=[name for name in names if name in known],
         counts={
             "rows": {name: len(tables[name]) for name in chosen.values()},
             "columns": columns,
-            "empty": read.empty,
-            "unlabelled": sum(label is None for label in read.labels),
+            "empty": rows.empty,
+            "unlabelled": sum(label is None for label in rows.labels),
         },
-        warnings=read.warnings,
+        warnings=rows.warnings,
     )
     return build(request, source)
 
@@ -72,7 +81,7 @@ def load(request: DataRequest) -> Dataset:
 
 
 def _tables(request: DataRequest) -> Mapping[str, Any]:
-    """The splits of the dataset by name, images undecoded."""
+    """The splits of the dataset by name."""
     commit = commit_of(request.name, request.revision, kind="dataset")
     import datasets  # takes a second, which other sources do without
     from huggingface_hub import is_offline_mode
@@ -96,12 +105,24 @@ def _tables(request: DataRequest) -> Mapping[str, Any]:
         raise DataError(
             f"{where} cannot be read: {line}", "Check dataset.name, dataset.subset and dataset.revision."
         ) from error
-    for name, table in tables.items():
-        for column, kind in table.features.items():
-            if isinstance(kind, datasets.Image):
-                table = table.cast_column(column, datasets.Image(decode=False))
-        tables[name] = table
-    return tables
+    files = [file["filename"] for table in tables.values() for file in table.cache_files]
+    if any(commit not in file for file in files):
+        raise DataError(
+            f"{where} cannot be read at commit {commit[:12]}; the library falls back on another version in its cache",
+            "Without a connection, name the version that was read last (dataset.revision). With one, this version may "
+            "be a script: dataset.revision=refs/convert/parquet is the hub's own copy of many.",
+        )
+    return cast(Mapping[str, Any], tables)
+
+
+def _undecoded(table: Any) -> Any:
+    """The table with its images as they are stored."""
+    from datasets import Image
+
+    for column, kind in table.features.items():
+        if isinstance(kind, Image):
+            table = table.cast_column(column, Image(decode=False))
+    return table
 
 
 def _choose_splits(request: DataRequest, tables: Mapping[str, Any]) -> dict[str, str]:
@@ -241,8 +262,11 @@ class _Rows:
                 "Name another split, or leave it out: then one is carved from train.",
             )
         kept = [place for place, of in enumerate(self.splits) if of != split]
-        for rows in (self.inputs, self.labels, self.items, self.splits, self.groups):
-            rows[:] = [rows[place] for place in kept] if rows else []  # type: ignore[index]
+        self.inputs = [self.inputs[place] for place in kept]
+        self.labels = [self.labels[place] for place in kept]
+        self.items = [self.items[place] for place in kept]
+        self.groups = [self.groups[place] for place in kept] if self.groups else []
+        self.splits = [self.splits[place] for place in kept]
         advice = "; dataset.test_split=validation takes another" if split == "test" else ""
         self.warnings.append(f"In {request.name}, {said}: {split} is carved from train instead{advice}.")
 

@@ -76,17 +76,17 @@ class StoredImage:
         if isinstance(self.source, Path):
             with self.source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        pixels = isinstance(self.source, np.ndarray)
-        stored = self.source.tobytes() + str(self.size).encode() if pixels else self._bytes()
+        if isinstance(self.source, np.ndarray):
+            stored = self.source.tobytes() + str(self.size).encode()
+        else:
+            stored = self.source() if callable(self.source) else self.source
         return hashlib.sha256(stored).hexdigest()[:16]
 
     def _image(self) -> Image.Image:
         if isinstance(self.source, np.ndarray):
             return Image.fromarray(self.source)
-        return Image.open(self.source if isinstance(self.source, Path) else io.BytesIO(self._bytes()))
-
-    def _bytes(self) -> Any:
-        return self.source() if callable(self.source) else self.source
+        stored = self.source() if callable(self.source) else self.source
+        return Image.open(stored if isinstance(stored, Path) else io.BytesIO(stored))
 
 
 def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:

@@ -61,8 +61,9 @@ def write_dataset(
 @pytest.fixture(scope="module")
 def hub(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("hub")
-    (folder / "script").mkdir()
-    (folder / "script" / "script.py").write_text("raise SystemExit('this must not run')")
+    for name in ("script", "converted"):
+        (folder / name).mkdir()
+        (folder / name / f"{name}.py").write_text("raise SystemExit('this must not run')")
     texts = write_dataset(
         folder / "reviews", "text", "string", lambda row: f"a {'bright' if row % 2 else 'dull'} film, {row}"
     )
@@ -74,7 +75,8 @@ def hub(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
         hub.add("user/closed", checkpoint("bert"), gated=True)
         for name, path in (("reviews", texts), ("hidden", hidden), ("pictures", images), ("script", folder / "script")):
             hub.add(f"user/{name}", path, kind="datasets")
-        hub.add("user/script", texts, kind="datasets", revision="refs/convert/parquet")
+        hub.add("user/converted", folder / "converted", kind="datasets")
+        hub.add("user/converted", texts, kind="datasets", revision="refs/convert/parquet")
         hub.add("user/closed", texts, kind="datasets", gated=True)
         yield hub
 
@@ -122,12 +124,15 @@ def test_images_of_the_hub_meet_a_model_of_timm(client: Client, tmp_path: Path) 
 
 
 def test_a_test_split_without_labels_is_not_used(client: Client) -> None:
-    printed = client.run(*TEXT, "dataset.name=user/hidden", "dataset.train_size=null", "dry_run=true")
+    printed = client.run(*TEXT, "dataset.name=user/hidden", "dataset.test_size=null", "dry_run=true")
     assert "In user/hidden, the split test has no labels: test is carved from train instead" in printed
 
 
 def test_the_hubs_own_copy_of_a_script_dataset_is_read(client: Client) -> None:
-    client.run(*TEXT, "dataset.name=user/script", "dataset.revision=refs/convert/parquet", "dry_run=true")
+    asked = (*TEXT, "dataset.name=user/converted", "dry_run=true")
+    client.run(*asked, "dataset.revision=refs/convert/parquet")
+    # The script itself is not that copy, though the hub's library would take it from its cache.
+    assert "falls back on another version in its cache" in client.run(*asked, status=2)
 
 
 @pytest.mark.parametrize(
