@@ -172,7 +172,7 @@ def _choose_columns(request: DataRequest, table: Any) -> dict[str, str]:
         free = [name for name in candidates if name not in columns.values()]
         named = [name for name in usual if name in free]
         if len(free) != 1 and not named:
-            which = f"columns {', '.join(free)} could all be it" if free else "no column is of that kind"
+            which = f"columns {', '.join(free)} could all be it" if free else "no free column is of that kind"
             raise DataError(
                 f"dataset {request.name!r}: which column holds the {part}s is not clear: {which}; it has "
                 + ", ".join(f"{name} ({_kind(kind)})" for name, kind in kinds.items()),

@@ -147,9 +147,7 @@ def test_the_hubs_own_copy_of_a_script_dataset_is_read(client: Client) -> None:
         ("model.name=no/such/name", "model 'no/such/name': no name of a repository on the hub"),
         ("dataset.name=user/script", "is a script that would have to run"),
         ("dataset.subset=other", "dataset 'user/reviews' cannot be read: BuilderConfig 'other' not found"),
-        ("dataset.train_split=trian", "dataset.train_split=trian: did you mean 'train'? allowed: test, train"),
         ("dataset.text_column=texts", "dataset.text_column=texts: did you mean 'text'? allowed: label, text"),
-        ("dataset.label_column=text", "that is no classification"),
     ],
 )
 def test_what_the_hub_does_not_give_is_said_in_two_lines(client: Client, override: str, words: str) -> None:
