@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from sweeper.data.floors import FLOORS, FloorResult, floors, score_floor
 from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate, estimate_pretraining
 from sweeper.interruption import Interrupted
+from sweeper.models.pretrained import timm_repository
 from sweeper.models.zero_shot import check_zero_shot, zero_shot
 from sweeper.objective import Task, digest, predictions_table
 from sweeper.ownership import Owner
@@ -239,7 +241,9 @@ def _prompting(config: Config, dataset: Dataset) -> Prompting | None:
 def _source(config: Config) -> str | Path:
     """Where the weights are: a folder, or a name on the hub."""
     model = config.model
-    return fetch(model.name) if model.source == "asset" else str(model.path or model.name)
+    if model.source == "asset":
+        return fetch(model.name)
+    return timm_repository(model.name) if model.source == "timm" else str(model.path or model.name)
 
 
 def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[StrategySpec]) -> dict[int, str]:
@@ -408,7 +412,7 @@ def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, pro
         modality=config.model.modality,
         pooling=effective_pooling(config.model),
         max_length=config.dataset.max_length,
-        revision=config.model.revision,
+        revision=task.revision,
     )
     validation, test = probabilities[: len(dataset.validation)], probabilities[len(dataset.validation) :]
     right = validation.argmax(-1).numpy() == dataset.validation.labels
@@ -489,6 +493,8 @@ def _quieten_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # A library would ask a service to add a converted copy to the repository of whoever's pickled weights are loaded.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")

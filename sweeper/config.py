@@ -26,7 +26,7 @@ SAMPLERS = ("tpe", "random", "gp")
 PRUNERS = ("none", "median", "hyperband", "successive_halving")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 VERBOSITIES = ("quiet", "normal", "verbose")
-MODEL_SOURCES = ("asset", "hub", "local")
+MODEL_SOURCES = ("asset", "hub", "timm", "local")
 DATA_SOURCES = ("embedded", "csv", "image_folder", "image_csv", "hub")
 MODALITIES = ("text", "image")
 AUGMENTATIONS = ("none", "light", "strong")
@@ -40,11 +40,11 @@ POOLINGS = ("mean", "first", "max", "native")
 class ModelConfig:
     """The pretrained model, its pooling and its head."""
 
-    name: str = MISSING  # shown in names of studies; with source hub, the hub's name
-    source: str = MISSING  # asset = embedded, hub, or local
+    name: str = MISSING  # shown in names of studies; with source hub or timm, the name there
+    source: str = MISSING  # asset = embedded, hub, timm, or local
     modality: str = "text"  # what it takes; the dataset must hold the same
     path: str | None = None  # folder with a transformers checkpoint, for source local
-    revision: str | None = None  # commit or tag, for source hub
+    revision: str | None = None  # commit or tag, for sources hub and timm
     head: str = "linear"  # linear | mlp | native
     pooling: str = "mean"  # mean | first | max | native
 

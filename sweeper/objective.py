@@ -147,7 +147,7 @@ class Task:
             validation,
             test,
             source=source,
-            revision=revision,
+            revision=pretrained.revision,
             shifted=shifted,
         )
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,11 +33,12 @@ class StoredImage:
     """An image that is decoded when it is needed.
 
     Attributes:
-        source: a file, the bytes of one, or uint8 pixels of shape (height, width) or (height, width, 3).
+        source: a file, the bytes of one, what gives the bytes when it is called, or uint8 pixels of shape
+            (height, width) or (height, width, 3).
         name: what people know it by; the file's path by default.
     """
 
-    source: Path | bytes | np.ndarray
+    source: Path | bytes | Callable[[], bytes] | np.ndarray
     name: str = ""
 
     def __str__(self) -> str:
@@ -75,13 +76,17 @@ class StoredImage:
         if isinstance(self.source, Path):
             with self.source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        stored = self.source if isinstance(self.source, bytes) else self.source.tobytes() + str(self.size).encode()
+        if isinstance(self.source, np.ndarray):
+            stored = self.source.tobytes() + str(self.size).encode()
+        else:
+            stored = self.source() if callable(self.source) else self.source
         return hashlib.sha256(stored).hexdigest()[:16]
 
     def _image(self) -> Image.Image:
         if isinstance(self.source, np.ndarray):
             return Image.fromarray(self.source)
-        return Image.open(self.source if isinstance(self.source, Path) else io.BytesIO(self.source))
+        stored = self.source() if callable(self.source) else self.source
+        return Image.open(stored if isinstance(stored, Path) else io.BytesIO(stored))
 
 
 def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sweeper.data import digits, fashion_mnist, folders, r8, review_lines, tables, textile
+from sweeper.data import digits, fashion_mnist, folders, hub, r8, review_lines, tables, textile
 from sweeper.data.build import Source, build
 from sweeper.data.dataset import SPLITS, Dataset
 from sweeper.data.paths import existing
@@ -47,7 +47,7 @@ def _own(request: DataRequest) -> Dataset:
 
 
 #: Where rows come from, by ``dataset.source``.
-SOURCES: dict[str, Loader] = {"embedded": _embedded, **dict.fromkeys(OWN, _own)}
+SOURCES: dict[str, Loader] = {"embedded": _embedded, "hub": hub.load, **dict.fromkeys(OWN, _own)}
 
 
 def load_dataset(name: str, **fields: Any) -> Dataset:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -25,11 +28,20 @@ from transformers import (
 
 from strategies.base import Layout
 from sweeper.errors import ConfigError
+from sweeper.hub import commit_of
 from sweeper.models.classifier import Classifier, ClassifierConfig, pooled, without_pooler
+from sweeper.models.image_size import set_image_size
 from sweeper.models.layout import find_layout
 from sweeper.models.preprocessing import preprocessing_of, with_image_size
 
-__all__ = ["Pretrained", "load_model"]
+__all__ = ["Pretrained", "load_model", "timm_repository"]
+
+
+#: What the libraries raise on checkpoints that are broken, foreign or of another kind than asked for.
+_UNREADABLE = (
+    *(OSError, ImportError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError),
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class Pretrained:
         processor: the model's own tokenizer or image processor.
         layout: the model's parts.
         fingerprint: changes with the weights: a hash of the files of a folder, the commit of a hub model.
+        revision: that commit, ``None`` for a folder.
     """
 
     model: PreTrainedModel
@@ -49,6 +62,7 @@ class Pretrained:
     processor: Any
     layout: Layout
     fingerprint: str
+    revision: str | None
 
     def fresh(self, seed: int) -> PreTrainedModel:
         """A copy with a head initialised from ``seed``; the backbone's weights are the pretrained ones."""
@@ -104,21 +118,21 @@ def load_model(
     id2label = dict(enumerate(label_names))
     label2id = {label: index for index, label in id2label.items()}
     labels: dict[str, Any] = {"num_labels": len(id2label), "id2label": id2label, "label2id": label2id}
-    revision = revision or "main"
+    commit = None if Path(source).is_dir() else commit_of(str(source), revision)
+    at: dict[str, Any] = {"revision": commit or "main", "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, **at)
         if config.model_type == ClassifierConfig.model_type:
             raise ValueError("it is a classifier that was trained here; name the model it was trained from")
-        processor, inputs = (
-            _text_inputs(source, revision) if modality == "text" else _image_inputs(source, revision, image_size)
-        )
+        processor, inputs = _text_inputs(source, at) if modality == "text" else _image_inputs(source, at, image_size)
+        own = _without_classes(config)
         if head == "native":
             auto: Any = AutoModelForSequenceClassification if modality == "text" else AutoModelForImageClassification
-            model, missing = _read(auto, source, revision, ignore_mismatched_sizes=True, **labels)
-            _record_image_size(model.config, image_size)
+            model, missing = _read(auto, source, at, ignore_mismatched_sizes=True, **labels, **own)
+            _resize(model, image_size)
         else:
-            body, missing = _read(AutoModel, source, revision, **_body_arguments(config, modality, pooling))
-            _record_image_size(body.config, image_size)
+            body, missing = _read(AutoModel, source, at, **_body_arguments(config, modality, pooling), **own)
+            _resize(body, image_size)
             missing = {f"backbone.{name}" for name in missing}
             with torch.no_grad():  # a pooling or a padding that does not work shows here, not in the first trial
                 features = pooled(body, pooling, inputs).shape[1]
@@ -136,27 +150,53 @@ def load_model(
         backbone, heads = _backbone_and_head(model)
         layout = find_layout(model.eval(), backbone, heads, inputs)
         _check_complete(layout, missing)
-    except (OSError, ImportError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except _UNREADABLE as error:
         reads = "tokenizer" if modality == "text" else "image processor"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = f"Give a folder with config.json, weights and {reads} (model.path), or a hub name within reach."
+        if "trust_remote_code" in str(error):
+            reason = "it brings Python code of its own, which is never run"
+            hint = "Choose a model whose architecture transformers or timm has."
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "its pickled weights hold more than tensors, which is never read: loading it could run any code"
+            hint = "Choose a copy of the model with safetensors."
+        raise ConfigError(f"model {str(source)!r} cannot be loaded: {reason}", hint) from error
+    return Pretrained(model, modality, processor, layout, commit or _fingerprint(Path(source)), commit)
+
+
+def timm_repository(name: str) -> str:
+    """The repository on the hub of a model that timm names, such as ``resnet50.tv2_in1k``; without a tag, its default.
+
+    Raises:
+        ConfigError: timm has no weights of that name.
+    """
+    try:
+        settings = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # the architecture exists, without that tag
+        settings = None
+    if settings is None or not settings.hf_hub_id:
+        close = difflib.get_close_matches(name, timm.list_pretrained(), n=5, cutoff=0.4)
         raise ConfigError(
-            f"model {str(source)!r} cannot be loaded: {first_line}",
-            f"Give a folder with config.json, weights and {reads} (model.path), or a hub name within reach.",
-        ) from error
-    return Pretrained(model, modality, processor, layout, _fingerprint(source, config))
+            f"model.name={name}: timm {timm.__version__} has no weights of that name"
+            + (f"; did you mean {', '.join(close)}?" if close else ""),
+            "`timm.list_pretrained()` lists them all.",
+        )
+    return str(settings.hf_hub_id)
 
 
-def _text_inputs(source: str | Path, revision: str) -> tuple[Any, dict[str, torch.Tensor]]:
+def _text_inputs(source: str | Path, at: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The tokenizer, which can pad, and a small padded batch."""
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **at)
     if tokenizer.pad_token is None:  # decoders are trained without one
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, dict(tokenizer(["a", "a b"], padding=True, return_tensors="pt"))
 
 
-def _image_inputs(source: str | Path, revision: str, image_size: int | None) -> tuple[Any, dict[str, torch.Tensor]]:
+def _image_inputs(
+    source: str | Path, at: dict[str, Any], image_size: int | None
+) -> tuple[Any, dict[str, torch.Tensor]]:
     """The image processor and a small batch."""
-    processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+    processor = AutoImageProcessor.from_pretrained(source, **at)
     if image_size is not None:
         processor = with_image_size(processor, image_size)
     preprocessing = preprocessing_of(processor)
@@ -164,10 +204,17 @@ def _image_inputs(source: str | Path, revision: str, image_size: int | None) -> 
     return processor, {"pixel_values": preprocessing.normalise(torch.stack(images))}
 
 
-def _record_image_size(config: PretrainedConfig, image_size: int | None) -> None:
-    """What timm's image processor will read, which has no file of its own."""
-    if image_size is not None and config.model_type == "timm_wrapper":
-        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, image_size, image_size]}
+def _resize(model: PreTrainedModel, image_size: int | None) -> None:
+    if image_size is not None:
+        set_image_size(model, image_size)
+
+
+def _without_classes(config: PretrainedConfig) -> dict[str, Any]:
+    """What keeps timm's wrapper from setting the number of classes twice, where timm recorded it with the model."""
+    recorded: dict[str, Any] = getattr(config, "model_args", None) or {}
+    if "num_classes" not in recorded:
+        return {}
+    return {"model_args": {name: value for name, value in recorded.items() if name != "num_classes"}}
 
 
 def _body_arguments(config: PretrainedConfig, modality: str, pooling: str) -> dict[str, Any]:
@@ -182,11 +229,9 @@ def _body_arguments(config: PretrainedConfig, modality: str, pooling: str) -> di
     return {**arguments, **without_pooler(config.model_type)}
 
 
-def _read(auto: Any, source: str | Path, revision: str, **arguments: Any) -> tuple[PreTrainedModel, set[str]]:
+def _read(auto: Any, source: str | Path, at: dict[str, Any], **arguments: Any) -> tuple[PreTrainedModel, set[str]]:
     """A model in fp32, and the names of the weights that the checkpoint lacks."""
-    model, report = auto.from_pretrained(
-        source, revision=revision, dtype=torch.float32, output_loading_info=True, **arguments
-    )
+    model, report = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **at, **arguments)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # the keys and values that a decoder keeps serve generation only
     return model.eval(), set(report["missing_keys"])
@@ -223,10 +268,7 @@ def _check_complete(layout: Layout, missing: set[str]) -> None:
         raise ValueError(f"the checkpoint lacks {len(lacking)} of the backbone's weights, such as {lacking[0]}")
 
 
-def _fingerprint(source: str | Path, config: PretrainedConfig) -> str:
-    folder = Path(source)
-    if not folder.is_dir():
-        return str(getattr(config, "_commit_hash", None) or source)
+def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
         if path.suffix in (".json", ".safetensors", ".bin"):

@@ -78,7 +78,7 @@ def zero_shot(
         max_length: tokens of a text.
         revision: a commit or tag on the hub.
     """
-    at = {"revision": revision or "main"}
+    at = {"revision": revision or "main", "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **at)
     if modality == "image":
         return _two_towers(source, items, descriptions, at)

@@ -157,7 +157,9 @@ def pretrain_language_model(
     masked = is_masked(task.pretrained)
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     set_seed(seed)
-    model = auto.from_pretrained(task.source, revision=task.revision or "main", dtype=torch.float32)
+    model = auto.from_pretrained(
+        task.source, revision=task.revision or "main", dtype=torch.float32, trust_remote_code=False
+    )
     watch = _Watch(on_step)
     trainer = _LanguageModelTrainer(
         model=model,

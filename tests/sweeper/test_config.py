@@ -19,7 +19,10 @@ from sweeper.search_space import parse_strategy
 
 GIVEN = {
     "model=hub_text": ["model.name=some/model"],
+    "model=hub_image": ["model.name=some/model"],
+    "model=timm": ["model.name=resnet50"],
     "model=local": ["model.path=."],
+    "dataset=hub": ["dataset.name=some/data"],
     "dataset=csv": ["dataset.path=rows.csv"],
     "dataset=image_csv": ["dataset.path=images.csv"],
     "dataset=image_folder": ["dataset.path=images"],
