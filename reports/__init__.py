@@ -1,7 +1,8 @@
 """Reports: read a comparison back from MLflow and say, with its uncertainty, which strategy to choose.
 
 The data flows one way: ``load`` (the only reader of MLflow) -> ``stats`` -> ``tables``, ``verdict`` and ``plots`` ->
-``render``. Nothing here trains or samples anything, and importing the package loads none of its dependencies.
+``render``, and ``data_size`` for
+several comparisons. Nothing here trains or samples anything, and importing the package loads none of its dependencies.
 """
 
 from __future__ import annotations
@@ -10,15 +11,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reports.load import Comparison, list_comparisons, load_comparison
+    from reports.data_size import build_size_report
+    from reports.load import Comparison, is_curve, list_comparisons, load_comparison, load_curve
     from reports.render import Report, build_report
 
-__all__ = ["Comparison", "Report", "build_report", "list_comparisons", "load_comparison"]
+__all__ = [
+    "Comparison",
+    "Report",
+    "build_report",
+    "build_size_report",
+    "is_curve",
+    "list_comparisons",
+    "load_comparison",
+    "load_curve",
+]
 
 _HOME = {
     "Comparison": "reports.load",
+    "is_curve": "reports.load",
     "list_comparisons": "reports.load",
     "load_comparison": "reports.load",
+    "load_curve": "reports.load",
+    "build_size_report": "reports.data_size",
     "Report": "reports.render",
     "build_report": "reports.render",
 }

@@ -8,6 +8,7 @@ never a crash; only artifacts that a report needs are fetched.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["PREDICTION_COLUMNS", "Comparison", "list_comparisons", "load_comparison"]
+__all__ = ["PREDICTION_COLUMNS", "Comparison", "is_curve", "list_comparisons", "load_comparison", "load_curve"]
 
 PREDICTION_COLUMNS = ("item", "group", "label", "prediction", "probability")
 _PAGE = 1000  # the most that MLflow returns at once
@@ -40,6 +41,7 @@ _FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, 
 _TAG_COLUMNS = {
     schema.TAG_KIND: "kind",
     schema.TAG_COMPARISON: "comparison",
+    schema.TAG_CURVE: "curve",
     schema.TAG_STUDY: "study",
     schema.TAG_STATE: "state",
     schema.TAG_REASON: "reason",
@@ -120,6 +122,12 @@ class Comparison:
         """The finals of one study, by seed: the ``counted`` ones, the ``earlier`` or the ``ignored``."""
         return self._of(study, schema.KIND_FINAL, use).sort_values(schema.PARAM_SEED)
 
+    @property
+    def train_size(self) -> float:
+        """Examples that it trained on, NaN where that was not logged."""
+        sizes = pd.to_numeric(self.studies[schema.PARAM_TRAIN_SIZE], errors="coerce").dropna()
+        return float(sizes.iloc[-1]) if len(sizes) else math.nan
+
     def _of(self, study: str, kind: str, use: str) -> pd.DataFrame:
         runs = self.runs
         return runs[(runs["study"] == study) & (runs["kind"] == kind) & (runs["use"] == use)]
@@ -133,19 +141,26 @@ def list_comparisons(tracking_uri: str, experiment: str | None = None) -> pd.Dat
         experiment: only this MLflow experiment; every one by default.
 
     Returns:
-        Columns ``comparison``, ``studies`` (count), ``strategies`` (names joined by commas), ``started`` (start of
-        the newest study, UTC). No rows when nothing was recorded or the store does not exist.
+        Columns ``comparison``, ``curve`` (what it shares with those that differ in their train split only; missing
+        in old records), ``studies`` (count), ``strategies`` (names joined by commas), ``started`` (start of the newest
+        study, UTC). No rows when nothing was recorded or the store does not exist.
 
     Raises:
         ThawlineError: the store cannot be reached or is of a kind that MLflow refuses, or the experiment is unknown.
     """
-    columns = ["comparison", "studies", "strategies", "started"]
+    columns = ["comparison", "curve", "studies", "strategies", "started"]
     if not _store_exists(tracking_uri):
         return pd.DataFrame(columns=columns)
     client = _client(tracking_uri)
     studies = _study_frame(_search(client, _experiments(client, experiment), schema.TAG_KIND, schema.KIND_STUDY))
     rows = [
-        [name, group["study"].nunique(), ", ".join(sorted(set(group["strategy"]))), group["start_time"].max()]
+        [
+            name,
+            group["curve"].iloc[-1],
+            group["study"].nunique(),
+            ", ".join(sorted(set(group["strategy"]))),
+            group["start_time"].max(),
+        ]
         for name, group in studies.groupby("comparison")
     ]
     table = pd.DataFrame(rows, columns=columns)
@@ -170,7 +185,7 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
         name = str(known["comparison"].iloc[0])
     if name not in set(known["comparison"]):
         raise ThawlineError(
-            f"unknown comparison {name!r}: {near_matches(name, known['comparison'])}",
+            f"unknown comparison {name!r}: {near_matches(name, [*known['comparison'], *_curves(known)])}",
             "Name one of them with COMPARISON=..., or leave it out for the newest.",
         )
 
@@ -210,6 +225,39 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
         data_summary=summary,
         notes=tuple(notes),
     )
+
+
+def is_curve(tracking_uri: str, name: str) -> bool:
+    """Whether a name is that of a curve over train sizes.
+
+    Raises:
+        ThawlineError: the store cannot be read.
+    """
+    return name in set(list_comparisons(tracking_uri)["curve"].dropna())
+
+
+def load_curve(tracking_uri: str, curve: str) -> list[Comparison]:
+    """The comparisons that differ in their train split only, the smallest split first.
+
+    Args:
+        tracking_uri: MLflow's address.
+        curve: its name.
+
+    Raises:
+        ThawlineError: the store cannot be read, or holds no such curve.
+    """
+    known = list_comparisons(tracking_uri)
+    members = known.loc[known["curve"] == curve, "comparison"]
+    if members.empty:
+        raise ThawlineError(f"unknown curve {curve!r}: {near_matches(curve, _curves(known))}", _NEXT_STEP)
+    loaded = [load_comparison(tracking_uri, str(name)) for name in members]
+    return sorted(loaded, key=lambda comparison: (comparison.train_size, comparison.name))
+
+
+def _curves(known: pd.DataFrame) -> list[str]:
+    """The curves of more than one point."""
+    points = known["curve"].dropna().value_counts()
+    return [str(name) for name in points[points > 1].index]
 
 
 # --- reaching the store ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Figures of a report. Solid white background: a transparent one is unreadable on a dark page or a light one."""
+"""Figures of the reports. Solid white background: a transparent one is unreadable on a dark page or a light one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_figure", "save_png"]
+__all__ = ["accuracy_figure", "save_png", "size_figure"]
 
 _Side = Literal["left", "center", "right"]
 _INK, _MUTED, _GRID = "#1f2328", "#6e7781", "#e4e8ec"
 _POINT, _CHOSEN = "#4c6f91", "#c2410c"
+#: Of lines; told apart by colour-blind readers too (Okabe & Ito 2008), and each with a mark of its own.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#a8327d", "#7a6000", "#3f3f9f", "#56a0d3", "#8c4a2f")
+_MARKS = "osD^vPX<"
 
 
 def accuracy_figure(table: pd.DataFrame, *, title: str, chosen: str | None = None, confidence: float = 0.95) -> Figure:
@@ -62,6 +65,72 @@ def accuracy_figure(table: pd.DataFrame, *, title: str, chosen: str | None = Non
     _label_floors(axes, drawn, below)
     _label_points(axes, x, y, low, high, list(strategies["strategy"]), colors)
     return figure
+
+
+def size_figure(table: pd.DataFrame, *, title: str, confidence: float = 0.95) -> Figure:
+    """Test accuracy against train size: a line with intervals for each strategy, the floors dashed.
+
+    The size axis is logarithmic; intervals at the same size stand a hair apart. Rows without a test accuracy or a size
+    are left out.
+
+    Args:
+        table: of ``tables.size_table``.
+        title: of the figure; never read as mathematics.
+        confidence: named in the axis label.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    table = table[table["test_accuracy"].notna() & table["train_size"].notna()].sort_values("train_size", kind="stable")
+    strategies, floors = (table[table["kind"] == kind] for kind in ("strategy", "floor"))
+    figure = Figure(figsize=(7.6, 4.6), dpi=200, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.095, 0.125, 0.685, 0.785), facecolor="white")
+    sizes = sorted(set(table["train_size"]))
+    axes.set_xscale("log")
+    span = max(math.log10(sizes[-1] / sizes[0]), 0.3)
+    axes.set_xlim(sizes[0] / 10 ** (0.06 * span), sizes[-1] * 10 ** (0.06 * span))
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.set_xticks([], minor=True)
+
+    names = list(dict.fromkeys(table.loc[table["kind"] == "strategy", "strategy"]))
+    ends: list[tuple[str, float, str]] = []
+    for i, name in enumerate(names):
+        rows = strategies[strategies["strategy"] == name]
+        color = _COLORS[i % len(_COLORS)]
+        x = rows["train_size"].to_numpy(float) * 10 ** (0.012 * span * (i - (len(names) - 1) / 2))
+        y = rows["test_accuracy"].to_numpy(float)
+        axes.plot(x, y, color=color, lw=1.8, marker=_MARKS[i % len(_MARKS)], ms=6.5, mec="white", mew=1.0, zorder=4)
+        low, high = rows["test_accuracy_low"].fillna(rows["test_accuracy"]), rows["test_accuracy_high"]
+        axes.vlines(x, low, high.fillna(rows["test_accuracy"]), color=color, lw=1.6, alpha=0.55, zorder=3)
+        ends.append((_short(str(name), 24), float(y[-1]), color))
+    for name, rows in floors.groupby("strategy", sort=False):
+        axes.plot(rows["train_size"], rows["test_accuracy"], color=_MUTED, lw=1.1, ls=(0, (5, 4)), zorder=1)
+        if len(rows) == 1:
+            axes.plot(rows["train_size"], rows["test_accuracy"], "_", color=_MUTED, ms=12, zorder=1)
+        ends.append((_short(floor_name(str(name), short=True), 24), float(rows["test_accuracy"].iloc[-1]), _MUTED))
+    _style(axes, title, confidence)
+    axes.set_xlabel("training examples (log scale)", fontsize=9.5, color=_INK)
+    _label_ends(axes, ends)
+    return figure
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Names of lines with their last value in the right margin, pushed apart where they would touch."""
+    bottom, top = axes.get_ylim()
+    gap = 0.055 * (top - bottom)
+    order = sorted(ends, key=lambda end: end[1])
+    at: list[float] = []
+    for _, value, _ in order:
+        at.append(max(value, at[-1] + gap) if at else value)
+    # What was pushed over the top moves back down, and what lies in its way with it.
+    for i in reversed(range(len(at))):
+        at[i] = min(at[i], top if i == len(at) - 1 else at[i + 1] - gap)
+    for (name, value, color), height in zip(order, at, strict=True):
+        axes.annotate(
+            f"{name} {value:.3f}", (1.015, height), xycoords=("axes fraction", "data"), va="center", fontsize=8.5,
+            color=color, annotation_clip=False, parse_math=False,
+        )  # fmt: skip
 
 
 def save_png(figure: Figure, path: Path) -> None:

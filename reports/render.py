@@ -6,10 +6,6 @@ Design choices: the same records give the same bytes (no clock, a seeded bootstr
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from reports import formats
+from reports.files import replace_file, report_folder, write_markdown
 from reports.load import Comparison, load_comparison
 from reports.stats import METHOD_BOOTSTRAP, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
 from reports.tables import (
@@ -24,20 +21,18 @@ from reports.tables import (
     accounting_table,
     comparison_table,
     earlier_finals,
-    floor_scores,
     hyperparameters_table,
     shifted_table,
     strategy_scores,
 )
-from reports.verdict import Verdict, judge
+from reports.verdict import Verdict, judge_comparison
 from sweeper import schema
-from sweeper.errors import ConfigError, ThawlineError
+from sweeper.errors import ConfigError
 
 __all__ = ["FIGURE_NAME", "REPORT_NAME", "Report", "build_report"]
 
 REPORT_NAME = "report.md"
 FIGURE_NAME = "accuracy_vs_parameters.png"
-_TEMPLATES = Path(__file__).parent / "templates"
 _MOST_REASONS = 4  # per state and strategy, the others are counted
 _MOST_LABELS = 12
 _PACKAGES = ("python", "torch", "transformers", "peft", "timm", "optuna", "mlflow", "datasets", "accelerate")
@@ -84,53 +79,22 @@ def build_report(
     loaded = load_comparison(tracking_uri, comparison)
     table = comparison_table(loaded, confidence)
     accounting = accounting_table(loaded)
-    unequal = tuple(str(label) for label in accounting.loc[accounting["unequal"], "strategy"])
-    scores, floors = strategy_scores(loaded), floor_scores(loaded)
-    verdict = judge(table, scores, floors, confidence, unequal)
+    scores = strategy_scores(loaded)
+    verdict = judge_comparison(loaded, table, confidence)
 
-    folder = _report_folder(Path(reports_dir), loaded.name)
+    folder = report_folder(Path(reports_dir), loaded.name)
     strategies = table[(table["kind"] == "strategy") & table["test_accuracy"].notna()]
     figure = None
     if strategies["trainable_params"].notna().any():
         figure = folder / FIGURE_NAME
         _write_figure(figure, table, loaded, verdict, confidence)
     context = _context(loaded, table, accounting, verdict, scores, confidence)
-    text = _environment().get_template("report.md.j2").render(**context, figure=FIGURE_NAME if figure else None)
     path = folder / REPORT_NAME
-    _replace(path, lambda target: target.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8"))
+    write_markdown(path, "report.md.j2", {**context, "figure": FIGURE_NAME if figure else None})
     return Report(path, loaded.name, table, verdict.summary, figure)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
-
-
-def _report_folder(reports_dir: Path, name: str) -> Path:
-    """``reports_dir/<name>``, created; whatever the name, it stays inside."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:120]
-    if safe != name:  # two unsafe names must not share a folder
-        safe = f"{safe or 'comparison'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    folder = reports_dir / safe
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ThawlineError(f"cannot create {folder}: {error.strerror}", "Name another output_dir.") from error
-    if folder.resolve().parent != reports_dir.resolve():
-        raise ThawlineError(f"{folder} leads out of {reports_dir}", "Remove the link, or name another output_dir.")
-    return folder
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place in one step."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ThawlineError(
-            f"cannot write {path}: {error.strerror}", "Free the place, or name another output_dir."
-        ) from (error)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_figure(path: Path, table: pd.DataFrame, loaded: Comparison, verdict: Verdict, confidence: float) -> None:
@@ -138,22 +102,7 @@ def _write_figure(path: Path, table: pd.DataFrame, loaded: Comparison, verdict: 
 
     title = f"{_one(loaded.studies['model'])} on {_one(loaded.studies['dataset'])}: what each trainable parameter buys"
     drawing = accuracy_figure(table, title=title, chosen=verdict.chosen, confidence=confidence)
-    _replace(path, lambda target: save_png(drawing, target))
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters |= {"text": formats.escape, "code": formats.code}
-    return environment
+    replace_file(path, lambda target: save_png(drawing, target))
 
 
 # --- what the template shows -------------------------------------------------------------------------------------

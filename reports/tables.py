@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "floor_scores",
     "hyperparameters_table",
     "shifted_table",
+    "size_table",
     "strategy_scores",
 ]
 
@@ -109,6 +111,21 @@ def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.Dat
         )
     floors.sort(key=lambda row: row["test_accuracy"])
     return pd.DataFrame([*table.to_dict("records"), *floors], columns=table.columns)
+
+
+def size_table(comparisons: Sequence[Comparison], confidence: float = 0.95) -> pd.DataFrame:
+    """The rows of ``comparison_table`` of comparisons that differ in their train split, one after the other.
+
+    Further columns: ``comparison`` (its name) and ``train_size``. Strategies come before floors.
+
+    Raises:
+        ConfigError: ``confidence`` is not between 0 and 1.
+    """
+    tables = [
+        comparison_table(comparison, confidence).assign(comparison=comparison.name, train_size=comparison.train_size)
+        for comparison in comparisons
+    ]
+    return pd.concat(tables, ignore_index=True).sort_values("kind", ascending=False, kind="stable", ignore_index=True)
 
 
 def _studies(comparison: Comparison) -> list[tuple[object, pd.Series]]:

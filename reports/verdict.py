@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from reports.formats import count, escape, floor_name, percent, score_interval, signed
+from reports.load import Comparison
 from reports.stats import METHOD_NONE, Interval, SeedScores, paired_difference
+from reports.tables import accounting_table, floor_scores, strategy_scores
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "judge", "judge_comparison"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,17 @@ class Verdict:
     floor: str | None = None
     floor_difference: Interval | None = None
     summary: str = ""
+
+
+def judge_comparison(comparison: Comparison, table: pd.DataFrame, confidence: float = 0.95) -> Verdict:
+    """Choose a strategy of a comparison; ``table`` is its ``tables.comparison_table``.
+
+    Raises:
+        ConfigError: ``confidence`` is not between 0 and 1.
+    """
+    accounting = accounting_table(comparison)
+    unequal = tuple(str(label) for label in accounting.loc[accounting["unequal"], "strategy"])
+    return judge(table, strategy_scores(comparison), floor_scores(comparison), confidence, unequal)
 
 
 def judge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from hydra import compose
@@ -13,16 +13,17 @@ from hydra.core.hydra_config import HydraConfig
 
 from sweeper.config import Config, config_dir, register
 from sweeper.errors import ConfigError, ThawlineError, near_matches
-from sweeper.overrides import check_overrides, for_strategies
+from sweeper.overrides import check_overrides, compared, for_strategies, variant
 
 __all__ = ["main"]
 
 COMMANDS = {
     "sweep": "one study, its finals and its comparison's report (the default)",
-    "compare": "a study for each of strategy=a,b,c, or all (default: frozen,lora,partial,full), and one report",
+    "compare": "a study for each of strategy=a,b,c, or all (default: the experiment's, else frozen,lora,partial,full), "
+    "and one report",
     "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest)",
 }
-#: What ``compare`` runs where no strategy is named: the steps from the head alone to everything.
+#: What ``compare`` runs where nothing names strategies: the steps from the head alone to everything.
 COMPARED = ("frozen", "lora", "partial", "full")
 ALL = "all"
 _CONFIG_DIR = ("--config-dir", "-cd")
@@ -34,23 +35,23 @@ def main() -> None:
     try:
         command, arguments = _split(sys.argv[1:])
         flags, overrides, extra_dir = _parse(arguments)
-        names, everything = _strategies(overrides, extra_dir) if command == "compare" else ([], False)
-        variants = (
-            for_strategies(_without_strategy(overrides), names, config_dir(), extra_dir) if names else [overrides]
-        )
+        entries, everything = _entries(command, overrides, extra_dir)
+        own = [variant(entry) for entry in entries]
+        variants = for_strategies(_without_strategy(overrides), own, config_dir(), extra_dir) if own else [overrides]
         if all(flag in _CONFIG_DIR for flag in flags[::2]):  # --help, -m and the like are Hydra's business
             _check(variants, extra_dir)
     except ThawlineError as error:
         _fail(error)
     sys.argv = [sys.argv[0], *flags, *variants[0]]
-    asked = ALL if everything else ",".join(names)
-    given = [*_without_strategy(overrides), f"strategy={asked}"] if names else overrides
+    named = all(isinstance(entry, str) for entry in entries)  # else the experiment says it better
+    asked = [f"strategy={ALL if everything else ','.join(entries)}"] if entries and named else []
+    given = [*_without_strategy(overrides), *asked] if entries else overrides
     full_command = shlex.join(["python", "-m", "sweeper", command, *flags, *given])
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def task(config: Config) -> None:
         try:
-            _dispatch(command, config, variants if names else [], full_command, everything)
+            _dispatch(command, config, variants if entries else [], full_command, everything)
         except ThawlineError as error:
             _fail(error)
 
@@ -101,16 +102,36 @@ def _without_strategy(overrides: list[str]) -> list[str]:
     return [item for item in overrides if not item.startswith("strategy=")]
 
 
-def _strategies(overrides: list[str], extra_dir: str | None) -> tuple[list[str], bool]:
-    """The strategies to compare, and whether all of them were asked for."""
+def _entries(command: str, overrides: list[str], extra_dir: str | None) -> tuple[list[Any], bool]:
+    """What to compare, none for another command, and whether all strategies were asked for.
+
+    The command line wins over the experiment, the experiment over ``COMPARED``.
+    """
+    given = [item for item in overrides if item.startswith("strategy=")]
+    entries = None if given or command == "report" else compared(overrides, config_dir(), extra_dir)
+    if command != "compare":
+        if entries is not None and command == "sweep":
+            raise ConfigError(
+                f"compare={_names(entries)} is for several strategies, and sweep runs one",
+                "Run `make compare` with the same arguments, or name one strategy with strategy=...",
+            )
+        return [], False
+    if entries is not None:
+        if not entries:
+            raise ConfigError("compare=[] names no strategy")
+        return entries, False
     folders = [config_dir(), *([Path(extra_dir)] if extra_dir else [])]
     available = sorted({path.stem for folder in folders for path in (folder / "strategy").glob("*.yaml")})
-    given = [item for item in overrides if item.startswith("strategy=")]
     names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else COMPARED
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         raise ConfigError(f"strategy= names none: allowed: {ALL}, {', '.join(available)}")
-    return (available, True) if names == [ALL] else (names, False)
+    return (available, True) if names == [ALL] else (list(names), False)
+
+
+def _names(entries: list[Any]) -> str:
+    shown = [entry.get("label") or entry.get("strategy") if isinstance(entry, dict) else entry for entry in entries]
+    return f"[{', '.join(map(str, shown))}]"
 
 
 def _check(variants: list[list[str]], extra_dir: str | None) -> None:

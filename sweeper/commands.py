@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,15 +13,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from reports import Report, build_report
+from reports import Report, build_report, build_size_report, is_curve
 from reports.formats import duration, floor_name
 from sweeper.config import Config
+from sweeper.errors import StudyError
 
 __all__ = ["report", "run"]
 
 
 def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = False) -> None:
     """Run a study for each configuration and write one report over them.
+
+    With ``dataset.train_sizes``, a comparison and its report for each size, and one over all sizes; every comparison is
+    validated before the first trial.
 
     Args:
         configs: composed configurations that differ in their strategy only.
@@ -33,26 +38,47 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     """
     # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from sweeper.comparison import run_comparison  # imports torch, which rebuilding a report does without
+    from sweeper.comparison import prepare_comparisons, print_dry_run, run_comparison  # reports do without torch
 
     config, console = configs[0], Console()
-    outcome = run_comparison(configs, command, _tracking_uri(config), console, skip_inapplicable=skip_inapplicable)
-    if outcome is None:
+    sizes = config.dataset.train_sizes
+    groups = [[_with_train_size(item, size) for item in configs] for size in sizes] if sizes else [configs]
+    comparisons = prepare_comparisons(groups, command, console, skip_inapplicable=skip_inapplicable)
+    if config.dry_run:
+        print_dry_run(comparisons, console)
         return
-    if outcome.studies == 0:
-        console.print("Nothing is trained: name another strategy beside it to compare.", highlight=False)
-    elif len(outcome.failures) < outcome.studies:
-        _print_report(_build_report(config, outcome.comparison), config, console)
-    for failure in outcome.failures:
+    failures: list[StudyError] = []
+    reported = []
+    for prepared in comparisons:
+        outcome = run_comparison(prepared, _tracking_uri(config), console)
+        failures += outcome.failures
+        if outcome.studies == 0:
+            console.print("Nothing is trained: name another strategy beside it to compare.", highlight=False)
+        elif len(outcome.failures) < outcome.studies:
+            reported.append(_build_report(config, outcome.comparison))
+            _print_report(reported[-1], config, console)
+    if sizes and reported:
+        _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
+    for failure in failures:
         raise failure
 
 
+def _with_train_size(config: Config, size: int) -> Config:
+    config = copy.deepcopy(config)
+    config.dataset.train_size, config.dataset.train_sizes = size, None
+    return config
+
+
 def report(config: Config) -> None:
-    """Rebuild the report of ``report.comparison`` from MLflow alone.
+    """Rebuild the report of ``report.comparison``, a comparison or a curve over train sizes, from MLflow alone.
 
     Raises:
         ConfigError: there is no such comparison.
     """
+    name = config.report.comparison
+    if name is not None and is_curve(_tracking_uri(config), name):
+        _print_size_report(_build_size_report(config, name), config, Console())
+        return
     _print_report(_build_report(config, config.report.comparison), config, Console())
 
 
@@ -63,6 +89,36 @@ def _build_report(config: Config, comparison: str | None) -> Report:
         comparison=comparison,
         confidence=config.report.confidence,
     )
+
+
+def _build_size_report(config: Config, curve: str) -> Report:
+    return build_size_report(
+        _tracking_uri(config),
+        reports_dir=Path(config.output_dir) / "reports",
+        curve=curve,
+        confidence=config.report.confidence,
+    )
+
+
+def _print_size_report(report: Report, config: Config, console: Console) -> None:
+    sizes = sorted(report.table["train_size"].unique())
+    console.print(f"\n[bold]{report.comparison}[/bold], test accuracy by train size", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("strategy", overflow="fold", min_width=8)
+    for size in sizes:
+        table.add_column(f"{size:,.0f}", justify="right")
+    for (kind, name), rows in report.table.groupby(["kind", "strategy"], sort=False):
+        cells = {row["train_size"]: row for row in rows.to_dict("records")}
+        shown = floor_name(name, short=True) if kind == "floor" else str(name).replace("+", "\n+")
+        table.add_row(shown, *(_accuracy(cells[size]) if size in cells else "" for size in sizes))
+    console.print(table)
+    console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    return "" if math.isnan(row["test_accuracy"]) else f"{row['test_accuracy']:.3f}\n{_interval(row)}".strip()
 
 
 def _print_report(report: Report, config: Config, console: Console) -> None:

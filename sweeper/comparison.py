@@ -43,7 +43,7 @@ from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import is_masked
 from sweeper.training.trainer import TrainerSettings, resolve_precision
 
-__all__ = ["run_comparison"]
+__all__ = ["Outcome", "Prepared", "prepare_comparisons", "print_dry_run", "run_comparison"]
 
 
 @dataclass(frozen=True)
@@ -55,27 +55,63 @@ class Outcome:
     failures: list[StudyError]
 
 
-def run_comparison(
-    configs: Sequence[Config], command: str, tracking_uri: str, console: Console, *, skip_inapplicable: bool = False
-) -> Outcome | None:
-    """Run a study for each configuration, all validated before the first trial.
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A comparison that is validated, with its model and data loaded.
 
-    A study that fails does not keep the others from running. A dry run prints what would be done and returns None.
-    A strategy that trains nothing is scored once, beside the floors.
+    Attributes:
+        configs: one for each plan.
+        plans: its studies, and the references that train nothing.
+        task: model and data.
+        prompting: the prompted model that is a reference, or None.
+    """
+
+    configs: list[Config]
+    plans: list[Plan]
+    task: Task
+    prompting: Prompting | None
+
+    @property
+    def curve(self) -> str:
+        """What it has in common with comparisons that differ in their train split only."""
+        return self.plans[0].tags[schema.TAG_CURVE]
+
+
+def prepare_comparisons(
+    groups: Sequence[Sequence[Config]], command: str, console: Console, *, skip_inapplicable: bool = False
+) -> list[Prepared]:
+    """Validate every configuration, load models and data, and check that they fit.
 
     Args:
-        configs: composed configurations that differ in their strategy only.
+        groups: composed configurations; within a group they differ in their strategy only, from group to group in
+            their train size only.
         command: the command line that reproduces them.
-        tracking_uri: of MLflow.
         console: where to write.
         skip_inapplicable: leave out, with a note, strategies that do not fit the model or the number of epochs.
 
     Raises:
         ConfigError: every mistake of every configuration.
-        StudyError: the output folder is in use, or a signal came; the same call continues.
         AssetError, DataError: see there.
     """
     _quieten_libraries()
+    prepared: list[Prepared] = []
+    for configs in groups:
+        new = _prepare(configs, command, console, skip_inapplicable)
+        if prepared:
+            first = prepared[0]
+            if new.curve != first.curve:
+                raise ConfigError(
+                    f"dataset.train_sizes: the rows to score at {len(new.task.dataset.train)} training examples are "
+                    f"others than at {len(first.task.dataset.train)}",
+                    "Give dataset.validation_size, so that the train size does not change the validation split.",
+                )
+            # Equal at every size, and held once.
+            new = replace(new, task=replace(new.task, pretrained=first.task.pretrained))
+        prepared.append(new)
+    return prepared
+
+
+def _prepare(configs: Sequence[Config], command: str, console: Console, skip_inapplicable: bool) -> Prepared:
     config = configs[0]
     specs = _validate(configs)
     task = _load(config, console)
@@ -86,15 +122,27 @@ def run_comparison(
         raise ConfigError(list(misfits.values()), "Leave out what does not fit, or change what it names.")
     for message in misfits.values():
         console.print(f"[yellow]left out:[/yellow] {message}", highlight=False)
-    plans = [
-        make_plan(item, spec, task, command)
-        for index, (item, spec) in enumerate(zip(configs, specs, strict=True))
-        if index not in misfits
-    ]
+    kept = [index for index in range(len(configs)) if index not in misfits]
+    plans = [make_plan(configs[index], specs[index], task, command) for index in kept]
+    return Prepared([configs[index] for index in kept], plans, task, prompting)
+
+
+def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> Outcome:
+    """Score the floors of a comparison and run its studies.
+
+    A study that fails does not keep the others from running. A strategy that trains nothing is scored once, beside
+    the floors.
+
+    Args:
+        prepared: what :func:`prepare_comparisons` found to be right.
+        tracking_uri: of MLflow.
+        console: where to write.
+
+    Raises:
+        StudyError: the output folder is in use, or a signal came; the same call continues.
+    """
+    config, plans, task = prepared.configs[0], prepared.plans, prepared.task
     studies = [plan for plan in plans if plan.spec.cls.trains]
-    if config.dry_run:
-        _print_dry_run(configs, plans, task, prompting, console)
-        return None
 
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -103,11 +151,11 @@ def run_comparison(
         tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
         storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         _log_floors(plans[0], task.dataset, tracker, progress)
-        if prompting is not None:
-            _log_prompted(plans[0], prompting, config, task.dataset, tracker, progress)
-        for plan in plans:
+        if prepared.prompting is not None:
+            _log_prompted(plans[0], prepared.prompting, config, task.dataset, tracker, progress)
+        for plan, own in zip(plans, prepared.configs, strict=True):
             if not plan.spec.cls.trains:
-                _log_reference(plan, config, task, tracker, progress)
+                _log_reference(plan, own, task, tracker, progress)
         for plan in studies:
             already = min(_finished_trials(plan, storage), plan.n_trials)
             progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, plan.epochs, already)
@@ -289,18 +337,33 @@ def _check_descriptions(config: Config, dataset: Dataset) -> list[str]:
     ]
 
 
-def _print_dry_run(
-    configs: Sequence[Config], plans: Sequence[Plan], task: Task, prompting: Prompting | None, console: Console
-) -> None:
-    def line(text: str = "") -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+def print_dry_run(comparisons: Sequence[Prepared], console: Console) -> None:
+    """Say what would run, and how long: the configuration, the search spaces, a table of each comparison."""
+    first = comparisons[0]
+    _line(console, OmegaConf.to_yaml(first.configs[0], resolve=True))
+    for plan in first.plans:
+        if plan.spec.cls.trains:
+            _line(console, f"search space of {plan.strategy}:")
+            for name, distribution in plan.spec.space.items():
+                _line(console, f"  {name:<18} {_describe(distribution)}")
+    seconds = sum(_print_estimate(prepared, console) for prepared in comparisons)
+    if len(comparisons) > 1:
+        sizes = ", ".join(f"{len(prepared.task.dataset.train):,}" for prepared in comparisons)
+        _line(console, f"at train sizes {sizes}: about {duration(seconds)} in all")
 
-    line(OmegaConf.to_yaml(configs[0], resolve=True))
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_estimate(prepared: Prepared, console: Console) -> float:
+    """The studies of a comparison with their sizes and times; returns seconds, of all of them."""
+    plans, task, prompting = prepared.plans, prepared.task, prepared.prompting
+
+    def line(text: str) -> None:
+        _line(console, text)
+
     studies = [plan for plan in plans if plan.spec.cls.trains]
-    for plan in studies:
-        line(f"search space of {plan.strategy}:")
-        for name, distribution in plan.spec.space.items():
-            line(f"  {name:<18} {_describe(distribution)}")
     line(f"\n{plans[0].comparison}: nothing is started")
     for plan in plans:
         if not plan.spec.cls.trains:
@@ -309,7 +372,7 @@ def _print_dry_run(
         items = min(prompting.max_items or len(task.dataset.test), len(task.dataset.test))
         line(f"{prompted_name(prompting, len(task.dataset.test))}: {items} requests to {prompting.base_url}")
     if not studies:
-        return
+        return 0.0
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("strategy", "trainable", "of", "time, about"):
         table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
@@ -336,6 +399,7 @@ def _print_dry_run(
         f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "
         f"about {duration(total_seconds)} in all, from a few timed steps."
     )
+    return total_seconds
 
 
 # --- around the studies ------------------------------------------------------------------------------------------

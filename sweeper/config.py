@@ -72,6 +72,7 @@ class DatasetConfig:
     split_column: str | None = None  # own data: a column that says train, validation or test
     shifted: str | None = None  # finals are scored on it too: own data's path, or the name of another dataset
     train_size: int | None = None  # examples that are trained on; null = all
+    train_sizes: list[int] | None = None  # a comparison at each of these instead, and one table and curve over them
     validation_size: int | None = None  # examples that trials are scored on; null = all
     test_size: int | None = None  # examples that finals are scored on; null = all
     seed: int = 42  # of the stratified sub-samples
@@ -198,6 +199,9 @@ class Config:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    # what `compare` runs where no strategy= is given: names, or {strategy: name, label: ..., key: value} of variants,
+    # whose keys are those of strategy.*; null = frozen, lora, partial, full
+    compare: list[Any] | None = None
     output_dir: str = "outputs"  # databases, artifacts, reports, winners; one process at a time owns it
     dry_run: bool = False  # print what would run, and how long, and stop
     verbosity: str = "normal"  # quiet (warnings and the result) | normal | verbose (every epoch)
@@ -238,6 +242,11 @@ def check(config: Config) -> list[str]:
             problems.append(f"{group}{'.' if group else ''}{key}={value}: {near_matches(str(value), allowed)}")
     if config.study.direction == natural_direction(config.study.metric, opposite=True):
         problems.append(f"study.direction={config.study.direction}: the wrong way for {config.study.metric}")
+    sizes = config.dataset.train_sizes
+    if sizes is not None and (not sizes or any(size < 2 for size in sizes) or sorted(set(sizes)) != list(sizes)):
+        problems.append(f"dataset.train_sizes={sizes}: must be different numbers from 2, the smallest first, or null")
+    if sizes and config.study.name:
+        problems.append(f"study.name={config.study.name} names one study, not one for each of dataset.train_sizes")
     if config.model.source == "local" and not config.model.path:
         problems.append("model.path is not given: model=local needs model.path=<folder with a checkpoint>")
     own = config.dataset.source in ("csv", "image_folder", "image_csv")

@@ -6,8 +6,9 @@ override in turn, so that what is accepted here is exactly what Hydra accepts.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweeper.config import Config, check
-from sweeper.errors import near_matches
+from sweeper.errors import ConfigError, near_matches
 
-__all__ = ["check_overrides", "for_strategies"]
+__all__ = ["check_overrides", "compared", "for_strategies", "variant"]
 
 
 def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[str]:
@@ -50,25 +51,76 @@ def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str |
         return problems if _error(good) else problems + check(cast(Config, compose("config", overrides=good)))
 
 
+def compared(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[Any] | None:
+    """The entries of the key ``compare``, which an experiment sets or the command line; None where nothing does.
+
+    What cannot be composed sets nothing here: :func:`check_overrides` says what is wrong with it.
+    """
+    own = [item for item in overrides if _key(item) in ("experiment", "compare")]
+    given = [*_search_path(extra_dir), *own]
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        try:
+            config = compose("config", overrides=given)
+        except (HydraException, OmegaConfBaseException):
+            return None
+    return cast("list[Any] | None", OmegaConf.to_container(config, resolve=False)["compare"])  # type: ignore[call-overload, index]
+
+
+def variant(entry: Any) -> list[str]:
+    """The overrides of one entry of ``compare``: a strategy's name, or ``{strategy: name, key: value, ...}``.
+
+    A key is one of ``strategy.*``. A field that is given a value is not searched.
+
+    Raises:
+        ConfigError: the entry names no strategy.
+    """
+    if isinstance(entry, str):
+        entry = {"strategy": entry}
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("strategy"), str):
+        raise ConfigError(
+            f"compare: {entry}: must be a strategy's name or a mapping with one, "
+            "{strategy: lora, label: rank 8, rank: 8}"
+        )
+    own = {key: value for key, value in entry.items() if key != "strategy"}
+    fixed = [key for key, value in own.items() if key not in ("label", "search_space") and value is not None]
+    return [
+        f"strategy={entry['strategy']}",
+        *(f"++strategy.search_space.{key}=null" for key in fixed),
+        *_flat("strategy", own),
+    ]
+
+
+def _flat(prefix: str, values: Mapping[Any, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}.{key}", value)
+        else:
+            yield f"{prefix}.{key}={json.dumps(value, ensure_ascii=False)}"
+
+
 def for_strategies(
-    overrides: Sequence[str], strategies: Sequence[str], config_dir: Path, extra_dir: str | None = None
+    overrides: Sequence[str], variants: Sequence[Sequence[str]], config_dir: Path, extra_dir: str | None = None
 ) -> list[list[str]]:
-    """The overrides of each strategy of a comparison: a ``strategy.*`` key goes to those strategies that have it.
+    """The overrides of each study of a comparison: a ``strategy.*`` key goes to those strategies that have it.
 
     One that no strategy has stays with all of them, so that it is reported.
+
+    Args:
+        overrides: what all have in common; they win over those of a variant.
+        variants: the overrides of each study, its strategy first (:func:`variant`).
+        config_dir: the folder ``conf/``.
+        extra_dir: the user's own folder of YAML files.
     """
     search_path = _search_path(extra_dir)
 
     def fits(item: str, strategy: str) -> bool:
-        return not _error([*search_path, f"strategy={strategy}", item])
+        return not _error([*search_path, strategy, item])
 
+    names = {own[0] for own in variants}
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        own = [item for item in overrides if _key(item).startswith("strategy.")]
-        known = {item: [name for name in strategies if fits(item, name)] or list(strategies) for item in own}
-    return [
-        [*(item for item in overrides if item not in known or name in known[item]), f"strategy={name}"]
-        for name in strategies
-    ]
+        keys = [item for item in overrides if _key(item).startswith("strategy.")]
+        known = {item: {name for name in names if fits(item, name)} or names for item in keys}
+    return [[*own, *(item for item in overrides if item not in known or own[0] in known[item])] for own in variants]
 
 
 def _search_path(extra_dir: str | None) -> list[str]:

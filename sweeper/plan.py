@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from sweeper import schema
 from sweeper.config import Config, effective_pooling
-from sweeper.data.dataset import Input, content
+from sweeper.data.dataset import Dataset, Input, content
 from sweeper.objective import Task, digest
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.tracking import versions
@@ -30,7 +30,7 @@ TRAINING_VERSION = 2  # batches of similar length in random order
 HASH_LENGTH = 8  # hex digits at the end of names
 
 #: What may differ between the studies of one comparison, or grow when one is continued.
-_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final", "reference")
+_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final", "reference", "compare")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["model"]["pooling"] = effective_pooling(config.model)
     descriptions = measured["dataset"].pop("label_descriptions")
     # The rows themselves are in the fingerprint, and shifted ones no trial sees: finals name them (schema.TAG_SHIFTED).
-    for where in ("path", "validation_path", "test_path", "shifted"):
+    # Of several train sizes each comparison has one.
+    for where in ("path", "validation_path", "test_path", "shifted", "train_sizes"):
         del measured["dataset"][where]
     strategy = {key: value for key, value in measured.pop("strategy").items() if key != "label"}
     wrappers = _wrappers(measured, config, dataset.unlabelled)
@@ -119,6 +120,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     model = config.model.name if config.model.source != "local" else Path(str(config.model.path)).name
     prefix = f"{_slug(model)}-{_slug(dataset.name)}"
     comparison = f"{prefix}-{digest(shared, HASH_LENGTH)}"
+    curve = f"{prefix}-sizes-{digest(_but_for_train(shared, dataset), HASH_LENGTH)}"
     identity = digest({**measured, **wrappers, "strategy": strategy}, HASH_LENGTH)
     label = "+".join([spec.label or spec.cls.name, *wrappers])
     # A study that was given a name is checked when it is opened; a reference has no study.
@@ -126,6 +128,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     pseudo_label = PseudoLabelling(**raw["pseudo_label"])
     tags = {
         schema.TAG_COMPARISON: comparison,
+        schema.TAG_CURVE: curve,
         schema.TAG_STUDY: name,
         schema.TAG_STRATEGY: label,
         schema.TAG_MODEL: model,
@@ -179,6 +182,16 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
             schema.ARTIFACT_DATA_SUMMARY: json.dumps(task.summary(), indent=2),
         },
     )
+
+
+def _but_for_train(shared: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What comparisons share that differ in their train split only: the same rows are scored."""
+    scored = [
+        (split.items.tolist(), split.labels.tolist(), [content(item) for item in split.inputs])
+        for split in (dataset.validation, dataset.test)
+    ]
+    settings = {key: value for key, value in shared["dataset"].items() if key != "train_size"}
+    return {**shared, "dataset": settings, "data": digest(scored, HASH_LENGTH)}
 
 
 def _wrappers(measured: dict[str, Any], config: Config, unlabelled: Sequence[Input]) -> dict[str, Any]:

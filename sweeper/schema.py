@@ -14,6 +14,7 @@ SCHEMA_VERSION: Final = "1"
 TAG_SCHEMA: Final = "thawline.schema"
 TAG_KIND: Final = "thawline.kind"  # one of KINDS
 TAG_COMPARISON: Final = "thawline.comparison"
+TAG_CURVE: Final = "thawline.curve"  # what comparisons have in common that differ in their train split only
 TAG_STUDY: Final = "thawline.study"  # of floor runs, in those of zero_shot and of prompted models
 TAG_STATE: Final = "thawline.state"  # one of STATES
 TAG_REASON: Final = "thawline.reason"  # why a run failed, diverged, was pruned or interrupted; absent otherwise

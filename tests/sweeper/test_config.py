@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from strategies import STRATEGIES
 from sweeper.config import Config, check, config_dir, register
 from sweeper.data import DataRequest
-from sweeper.overrides import check_overrides, for_strategies
+from sweeper.errors import ConfigError
+from sweeper.overrides import check_overrides, compared, for_strategies, variant
 from sweeper.search_space import parse_strategy
 
 GIVEN = {
@@ -187,6 +188,42 @@ def test_a_label_is_a_name(label: str) -> None:
 
 def test_a_comparison_gives_a_strategys_key_to_those_that_have_it() -> None:
     given = ["strategy.rank=8", "strategy.head_lr_multiplier=2", "strategy.nothing=1", "study.n_trials=2"]
-    frozen, lora = for_strategies(given, ["frozen", "lora"], config_dir())
-    assert frozen == ["strategy.nothing=1", "study.n_trials=2", "strategy=frozen"]
-    assert lora == [*given, "strategy=lora"]
+    frozen, lora = for_strategies(given, [["strategy=frozen"], ["strategy=lora"]], config_dir())
+    assert frozen == ["strategy=frozen", "strategy.nothing=1", "study.n_trials=2"]
+    assert lora == ["strategy=lora", *given]
+
+
+def test_variants_of_one_strategy_have_labels_and_values_that_are_not_searched() -> None:
+    entries = ["frozen", {"strategy": "discriminative", "label": 'a rate for all, "uniform"', "layer_decay": 1.0}]
+    given = ["study.n_trials=2", "strategy.head_lr_multiplier=3"]
+    frozen, uniform = for_strategies(given, [variant(entry) for entry in entries], config_dir())
+    assert problems(*frozen) == problems(*uniform) == []
+    strategy = composed(*uniform).strategy
+    assert (strategy["name"], strategy["label"]) == ("discriminative", 'a rate for all, "uniform"')
+    assert (strategy["layer_decay"], strategy["search_space"]["layer_decay"]) == (1.0, None)
+    assert strategy["head_lr_multiplier"] == 3, "the command line reaches every variant that has the key"
+    raw: Any = OmegaConf.to_container(strategy, resolve=True)  # type: ignore[call-overload]
+    spec, mistakes = parse_strategy(raw, None)
+    assert mistakes == [] and spec is not None and set(spec.space) == {"learning_rate"}
+
+
+@pytest.mark.parametrize("entry", [7, {"label": "x"}, ["lora"], {"strategy": None}])
+def test_an_entry_of_compare_names_a_strategy(entry: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a strategy's name or a mapping with one"):
+        variant(entry)
+
+
+def test_the_experiment_says_what_is_compared_and_the_command_line_wins() -> None:
+    assert compared(["experiment=frozen_vs_full", "strategy.nothing=1"], config_dir()) == ["frozen", "full"]
+    assert compared(["experiment=frozen_vs_full", "compare=[lora]"], config_dir()) == ["lora"]
+    assert compared(["experiment=smoke"], config_dir()) is None
+    assert compared(["experiment=no_such_thing"], config_dir()) is None
+
+
+@pytest.mark.parametrize("sizes", ["[]", "[1,10]", "[10,10]", "[20,10]"])
+def test_train_sizes_grow(sizes: str) -> None:
+    assert "must be different numbers from 2, the smallest first" in "\n".join(problems(f"dataset.train_sizes={sizes}"))
+
+
+def test_one_name_is_not_for_the_studies_of_many_sizes() -> None:
+    assert "study.name=mine names one study" in problems("dataset.train_sizes=[10,20]", "study.name=mine")[0]

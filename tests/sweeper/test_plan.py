@@ -13,6 +13,7 @@ from transformers import BertModel
 
 from sweeper.comparison import _load
 from sweeper.config import Config, config_dir, register
+from sweeper.data import load_dataset
 from sweeper.objective import derive_seed
 from sweeper.plan import Plan, make_plan
 from sweeper.search_space import parse_strategy
@@ -56,6 +57,7 @@ def test_budgets_places_and_looks_do_not_change_the_names(plan: Any) -> None:
         "report.confidence=0.9",
         "reference.prompting.base_url=http://127.0.0.1:1/v1",
         "reference.prompting.model=tiny",
+        "compare=[frozen,lora]",
     )
     assert (first.study, first.comparison) == (same.study, same.comparison)
 
@@ -142,3 +144,22 @@ def test_seeds_are_fixed_and_differ_by_every_part() -> None:
     seeds = {derive_seed(seed, kind, k) for seed in (1, 2) for kind in ("trial", "final") for k in range(50)}
     assert len(seeds) == 200
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_comparisons_on_different_train_sizes_are_points_of_one_curve(plan: Any) -> None:
+    def curve(*overrides: str) -> str:
+        return str(plan(*overrides).tags["thawline.curve"])
+
+    first = curve()
+    assert curve("dataset.train_size=24") == curve("dataset.train_size=24", "strategy=frozen") == first
+    for other in ("dataset.seed=1", "dataset.test_size=24", "dataset.validation_size=24", "trainer.epochs=4"):
+        assert curve(other) != first, other
+
+
+def test_smaller_train_splits_lie_inside_larger_ones_and_the_same_rows_are_scored() -> None:
+    small, large = (
+        load_dataset("review_lines", train_size=size, validation_size=50, test_size=60) for size in (30, 300)
+    )
+    assert set(small.train.items) < set(large.train.items)
+    assert small.validation.items.tolist() == large.validation.items.tolist()
+    assert small.test.items.tolist() == large.test.items.tolist()

@@ -1,0 +1,153 @@
+"""Several comparisons that differ in their train split: one table, one figure, rebuilt from MLflow alone."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from reports import formats
+from reports.files import replace_file, report_folder, write_markdown
+from reports.load import Comparison, load_curve
+from reports.render import Report
+from reports.tables import size_table
+from reports.verdict import judge_comparison
+from sweeper import schema
+from sweeper.errors import ConfigError
+
+__all__ = ["REPORT_NAME", "build_size_report"]
+
+REPORT_NAME = "data_size.md"
+FIGURE_NAME = "accuracy_vs_train_size.png"
+
+
+def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confidence: float = 0.95) -> Report:
+    """Read a curve over train sizes from MLflow and write ``<reports_dir>/<curve>/data_size.md`` with its figure.
+
+    Args:
+        tracking_uri: MLflow's address.
+        reports_dir: folder of all reports; created when missing.
+        curve: its name, the tag ``thawline.curve`` of its comparisons.
+        confidence: of all intervals, between 0 and 1.
+
+    Returns:
+        The report; its table is that of ``tables.size_table``.
+
+    Raises:
+        ThawlineError: the store cannot be read, holds no such curve, or the folder cannot be written.
+        ConfigError: ``confidence`` is not between 0 and 1.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ConfigError(f"confidence is {confidence}; allowed: between 0 and 1, e.g. 0.95")
+    comparisons = load_curve(tracking_uri, curve)
+    table = size_table(comparisons, confidence)
+    chosen = {
+        comparison.name: judge_comparison(
+            comparison, table[table["comparison"] == comparison.name].reset_index(drop=True), confidence
+        ).chosen
+        for comparison in comparisons
+    }
+    folder = report_folder(Path(reports_dir), curve)
+    title = f"{_one(comparisons, 'model')} on {_one(comparisons, 'dataset')}"
+    figure = None
+    if (table["kind"].eq("strategy") & table["test_accuracy"].notna() & table["train_size"].notna()).any():
+        figure = folder / FIGURE_NAME
+        _write_figure(figure, table, f"{title}: what more training data buys", confidence)
+    summary = _summary([(comparison.train_size, chosen[comparison.name]) for comparison in comparisons])
+    context = {
+        "name": curve,
+        "title": title,
+        "summary": summary,
+        "table": _markdown(table, comparisons, chosen, confidence),
+        "figure": FIGURE_NAME if figure else None,
+        "alt_text": _alt_text(table),
+        "comparisons": [
+            (formats.setting(comparison.train_size), comparison.name, _budget(comparison)) for comparison in comparisons
+        ],
+        "commands": formats.fence("\n".join(_commands(comparisons)), "bash") if _commands(comparisons) else "",
+        "confidence": f"{100 * confidence:g} %",
+    }
+    path = folder / REPORT_NAME
+    write_markdown(path, "data_size.md.j2", context)
+    return Report(path, curve, table, summary, figure)
+
+
+def _write_figure(path: Path, table: pd.DataFrame, title: str, confidence: float) -> None:
+    from reports.plots import save_png, size_figure
+
+    drawing = size_figure(table, title=title, confidence=confidence)
+    replace_file(path, lambda target: save_png(drawing, target))
+
+
+def _summary(choices: list[tuple[float, str | None]]) -> str:
+    """The choice at each size, equal ones that follow each other together."""
+    known = [(size, label) for size, label in choices if label is not None]
+    if not known:
+        return "Nothing can be chosen yet: no strategy has a test score."
+    parts = []
+    for label, group in groupby(known, key=lambda pair: pair[1]):
+        sizes = [formats.setting(size) for size, _ in group]
+        span = f"at {sizes[0]}" if len(sizes) == 1 else f"from {sizes[0]} to {sizes[-1]}"
+        parts.append(f"{span} training examples **{formats.escape(label)}**")
+    return f"To choose: {', '.join(parts)}; the fewest trainable parameters that tie with the best at that size."
+
+
+def _markdown(
+    table: pd.DataFrame, comparisons: list[Comparison], chosen: dict[str, str | None], confidence: float
+) -> str:
+    """A row for each comparison, a column for each strategy and floor."""
+    names = list(dict.fromkeys(zip(table["kind"], table["strategy"], strict=True)))
+    header = [f"train size [{100 * confidence:g} %]"]
+    header += [f"*{_floor(name)}*" if kind == "floor" else formats.escape(name) for kind, name in names]
+    rows = []
+    for comparison in comparisons:
+        own = table[table["comparison"] == comparison.name]
+        cells = {(row["kind"], row["strategy"]): row for _, row in own.iterrows()}
+        row = [formats.setting(comparison.train_size)]
+        for key in names:
+            given = cells.get(key)
+            shown = formats.MISSING if given is None else _accuracy(given)
+            won = key == ("strategy", chosen[comparison.name])
+            row.append(f"**{shown}**" if won else shown)
+        rows.append(row)
+    return formats.markdown_table(header, rows)
+
+
+def _accuracy(row: pd.Series) -> str:
+    return formats.score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
+
+
+def _floor(name: str) -> str:
+    return formats.escape(formats.floor_name(name, short=True))
+
+
+def _alt_text(table: pd.DataFrame) -> str:
+    lines = []
+    for name, rows in table[table["kind"] == "strategy"].groupby("strategy", sort=False):
+        points = rows[rows["test_accuracy"].notna()]
+        shown = ", ".join(
+            f"{formats.score(row['test_accuracy'])} at {formats.setting(row['train_size'])}"
+            for _, row in points.iterrows()
+        )
+        lines += [f"{name} {shown}"] if shown else []
+    return formats.escape(f"Test accuracy against train size: {'; '.join(lines)}.", limit=600)
+
+
+def _budget(comparison: Comparison) -> str:
+    """Trials and finals of the studies, as far as they are known."""
+    trials, finals = (
+        " or ".join(dict.fromkeys(formats.setting(value) for value in sorted(comparison.studies[column].dropna())))
+        for column in (schema.N_TRIALS, schema.FINAL_SEEDS)
+    )
+    return f"trials {trials}, finals {finals} for each strategy" if trials and finals else ""
+
+
+def _commands(comparisons: list[Comparison]) -> list[str]:
+    given = pd.concat([comparison.studies["command"] for comparison in comparisons]).dropna()
+    return [str(command) for command in dict.fromkeys(given)]
+
+
+def _one(comparisons: list[Comparison], column: str) -> str:
+    values = pd.concat([comparison.studies[column] for comparison in comparisons]).dropna()
+    return ", ".join(dict.fromkeys(map(str, values)))
