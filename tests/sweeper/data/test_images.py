@@ -113,7 +113,7 @@ def test_unreadable_images_are_counted_and_left_out() -> None:
     assert not {3, 10} & {item for split in splits for item in split.items.tolist()}
     assert dataset.summary["source"]["unreadable_images"] == 2
     (warning,) = [line for line in dataset.summary["warnings"] if "cannot be read" in line]
-    assert warning.startswith("2 images cannot be read and are left out, such as ") and ".png (" in warning
+    assert warning.startswith("Images that cannot be read, left out: 2, such as ") and ".png (" in warning
     with pytest.raises(DataError, match=r"no image of the \w+ split can be read"):
         build(request, shaded(60, broken=tuple(range(60))))
 
