@@ -309,7 +309,7 @@ def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[Strategy
         if not spec.cls.trains:
             problems += _check_descriptions(config, task.dataset)
             try:
-                check_zero_shot(_source(config), task.dataset.test.inputs[0], revision=config.model.revision)
+                check_zero_shot(_source(config), task.dataset.test.inputs[0], revision=task.revision)
             except NotApplicable as error:
                 misfits[index] = f"strategy={spec.cls.name}: {error}"
             continue

@@ -39,7 +39,7 @@ def check_zero_shot(source: str | Path, item: Any, *, revision: str | None = Non
         raise NotApplicable("it compares one text with the labels' descriptions, and these items are pairs of texts")
     if not isinstance(item, StoredImage):
         return
-    at = {"revision": revision or "main"}
+    at = {"revision": revision or "main", "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **at)
     if not hasattr(MODEL_MAPPING.get(type(config), None), "get_text_features"):
         raise NotApplicable(f"it needs a text tower beside the image tower, as CLIP has; {config.model_type} has none")
