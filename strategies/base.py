@@ -29,6 +29,7 @@ __all__ = [
     "inside",
     "parse_numbers",
     "prefix_modules",
+    "prefix_names",
     "set_trainable",
     "split_list",
 ]
@@ -273,12 +274,12 @@ def enter_stage(model: nn.Module, stage: Stage, trained: Collection[str]) -> Non
 
 def prefix_modules(model: nn.Module, layout: Layout) -> list[nn.Module]:
     """The modules below the boundary, from the input up: nothing in them, nor below them, trains."""
-    return [module for name in _prefix(model, layout) if (module := _module(model, name)) is not None]
+    return [module for name in prefix_names(model, layout) if (module := _module(model, name)) is not None]
 
 
 def boundary(model: nn.Module, layout: Layout) -> int:
     """The depth below which nothing trains: the number of leading blocks that the backward pass never reaches."""
-    return sum(name in layout.blocks for name in _prefix(model, layout))
+    return sum(name in layout.blocks for name in prefix_names(model, layout))
 
 
 def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
@@ -298,7 +299,8 @@ def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
     return counts
 
 
-def _prefix(model: nn.Module, layout: Layout) -> list[str]:
+def prefix_names(model: nn.Module, layout: Layout) -> list[str]:
+    """The names of the parts below the boundary, from the input up: nothing in them, nor below them, trains."""
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if any(inside(name, layout.stem) for name in trainable):
         return []

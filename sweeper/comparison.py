@@ -23,16 +23,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from strategies import NotApplicable, ZeroShot
 from sweeper import schema
-from sweeper.assets import fetch
+from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
 from sweeper.data.floors import FLOORS, FloorResult, floors, score_floor
 from sweeper.errors import ConfigError, StudyError
 from sweeper.estimate import estimate, estimate_pretraining
+from sweeper.hashing import digest
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import timm_repository
 from sweeper.models.zero_shot import check_zero_shot, zero_shot
-from sweeper.objective import Task, digest, predictions_table
+from sweeper.objective import Task, predictions_table
 from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress, duration
@@ -41,6 +42,7 @@ from sweeper.search_space import StrategySpec, parse_strategy
 from sweeper.study import finished_trials, run_study
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import is_masked
+from sweeper.training.state_store import StateStore
 from sweeper.training.trainer import TrainerSettings, resolve_precision
 
 __all__ = ["Outcome", "Prepared", "prepare_comparisons", "print_dry_run", "run_comparison"]
@@ -237,10 +239,18 @@ def _load(config: Config, console: Console) -> Task:
         max_length=data.max_length,
         image_size=data.image_size,
         augmentation=data.augmentation,
+        store=_store(config),
     )
     for warning in task.summary()["warnings"]:
         console.print(f"[yellow]data:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     return task
+
+
+def _store(config: Config) -> StateStore | None:
+    """Where recorded states are kept, or ``None`` where nothing is recorded."""
+    cache = config.cache
+    folder = Path(cache.dir) if cache.dir else cache_root() / "states"
+    return StateStore(folder, int(cache.max_gb * 1e9)) if cache.enabled else None
 
 
 def _check_wrappers(config: Config, task: Task) -> None:

@@ -137,6 +137,15 @@ class DomainPretrainConfig:
 
 
 @dataclass
+class CacheConfig:
+    """What frozen blocks compute, recorded once and read again."""
+
+    enabled: bool = True  # false = every trial computes everything
+    dir: str | None = None  # null = states/ in the user's cache folder; processes and output folders may share it
+    max_gb: float = 10.0  # of all that is recorded; the least recently used goes first
+
+
+@dataclass
 class FinalConfig:
     """The retraining of the best configuration, scored on the test split."""
 
@@ -196,6 +205,7 @@ class Config:
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     domain_pretrain: DomainPretrainConfig = field(default_factory=DomainPretrainConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -382,6 +392,7 @@ _POSITIVE = (
     ("study", "timeout"),
     ("trainer", "learning_rate"),
     ("trainer", "max_grad_norm"),
+    ("cache", "max_gb"),
     ("domain_pretrain", "learning_rate"),
     ("reference.prompting", "timeout"),
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +27,19 @@ from sweeper.models.additions import WithAdditions
 from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
-from sweeper.training.trainer import EpochRecord, FitResult, TrainerSettings, fit, stage_epochs
+from sweeper.training.boundary_cache import BoundaryCache
+from sweeper.training.state_store import StateStore
+from sweeper.training.trainer import (
+    EpochRecord,
+    FitResult,
+    TrainerSettings,
+    TrainingData,
+    fit,
+    predict,
+    stage_epochs,
+)
 
-__all__ = ["Run", "Task", "TestScores", "derive_seed", "digest", "predictions_table"]
+__all__ = ["Run", "Task", "TestScores", "predictions_table"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class Task:
     source: str | Path
     revision: str | None
     backbone_trained: bool = False
+    cache: BoundaryCache | None = None
     shifted: EncodedSplit | None = None
 
     @classmethod
@@ -99,6 +109,7 @@ class Task:
         max_length: int = 128,
         image_size: int | None = None,
         augmentation: str = "none",
+        store: StateStore | None = None,
     ) -> Task:
         """Load the model and encode the data.
 
@@ -112,6 +123,7 @@ class Task:
             max_length: of texts, in tokens; what the model itself allows is the most.
             image_size: of images, in pixels of both sides; ``None`` = the model's own.
             augmentation: of images in training, see :class:`~sweeper.data.images.ImageEncoder`.
+            store: where recorded states are kept; ``None`` = every trial computes everything.
 
         Raises:
             ConfigError: the model cannot be loaded.
@@ -127,7 +139,9 @@ class Task:
         )
         encoder: Encoder
         if dataset.modality == "text":
-            encoder = TextEncoder(pretrained.processor, min(max_length, pretrained.processor.model_max_length))
+            accepted = frozenset(signature(pretrained.model.forward).parameters)
+            limit = min(max_length, pretrained.processor.model_max_length)
+            encoder = TextEncoder(pretrained.processor, limit, accepted)
         else:
             encoder = ImageEncoder(preprocessing_of(pretrained.processor), augmentation)
             settings = replace(settings, length_grouping=False)
@@ -135,6 +149,7 @@ class Task:
             encoder.encode(split.inputs, split.labels, by_length=split is not dataset.train)
             for split in (dataset.train, dataset.validation, dataset.test)
         )
+        cache = None if store is None else BoundaryCache(pretrained, encoder, settings.precision, store)
         shifted = None
         if dataset.shifted is not None:
             shifted = encoder.encode(dataset.shifted.inputs, dataset.shifted.labels, by_length=True)
@@ -148,6 +163,7 @@ class Task:
             test,
             source=source,
             revision=pretrained.revision,
+            cache=cache,
             shifted=shifted,
         )
 
@@ -232,9 +248,7 @@ class Task:
             model,
             self.pretrained.layout,
             strategy,
-            train=self.encoder.training(self.train, seed),
-            validation=self.validation.examples,
-            collate=self.encoder.collate,
+            data=self.data,
             settings=self.settings,
             learning_rate=learning_rate,
             seed=seed,
@@ -244,12 +258,21 @@ class Task:
         )
         return Run(strategy, model, result, sizes)
 
+    @property
+    def data(self) -> TrainingData:
+        """What runs train and are scored on."""
+        return TrainingData(self.train, self.validation, self.encoder, self.cache)
+
+    def predict(self, run: Run, split: EncodedSplit, on_step: Callable[[], None] = lambda: None) -> np.ndarray:
+        """Logits of a trained model, (examples, classes), in the order of the split's inputs."""
+        return predict(run.model, split, self.data, self.settings.precision, on_step)
+
     def score_test(self, run: Run) -> TestScores:
         """Score a trained model on the test split, once per final; no other place lets a trained model see it.
 
         The shifted split is scored beside it.
         """
-        test = _score(run, self.test, self.dataset.test)
+        test = self._score(run, self.test, self.dataset.test)
         metrics = {
             schema.TEST_ACCURACY: test.accuracy,
             schema.TEST_MACRO_F1: test.macro_f1,
@@ -258,13 +281,28 @@ class Task:
         }
         if self.shifted is None or self.dataset.shifted is None:
             return TestScores(metrics, test.predictions)
-        shifted = _score(run, self.shifted, self.dataset.shifted)
+        shifted = self._score(run, self.shifted, self.dataset.shifted)
         metrics |= {
             schema.SHIFTED_ACCURACY: shifted.accuracy,
             schema.SHIFTED_MACRO_F1: shifted.macro_f1,
             schema.SHIFTED_LOSS: shifted.loss,
         }
         return TestScores(metrics, test.predictions, shifted.predictions)
+
+    def _score(self, run: Run, encoded: EncodedSplit, split: Split) -> _Scores:
+        """A trained model on a split that it was not trained on."""
+        started = time.perf_counter()
+        logits = torch.from_numpy(self.predict(run, encoded))
+        seconds = time.perf_counter() - started
+        probabilities = torch.softmax(logits, -1).numpy()
+        predicted = probabilities.argmax(-1)
+        return _Scores(
+            accuracy=float((predicted == split.labels).mean()),
+            macro_f1=float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+            loss=float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(split.labels))),
+            seconds=seconds,
+            predictions=predictions_table(split, predicted, probabilities.max(-1)),
+        )
 
     def save(self, run: Run, folder: Path) -> None:
         """Save a trained model, merged where that is possible, with its tokenizer and label names."""
@@ -311,24 +349,6 @@ class _Scores(NamedTuple):
     predictions: pd.DataFrame
 
 
-def _score(run: Run, encoded: EncodedSplit, split: Split) -> _Scores:
-    """A trained model on a split that it was not trained on."""
-    started = time.perf_counter()
-    output = run.fit.trainer.predict(encoded.examples)  # type: ignore[arg-type]
-    seconds = time.perf_counter() - started
-    logits = np.empty_like(output.predictions)
-    logits[encoded.order] = output.predictions
-    probabilities = torch.softmax(torch.from_numpy(logits).float(), -1).numpy()
-    predicted = probabilities.argmax(-1)
-    return _Scores(
-        accuracy=float((predicted == split.labels).mean()),
-        macro_f1=float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
-        loss=float((output.metrics or {})["test_loss"]),
-        seconds=seconds,
-        predictions=predictions_table(split, predicted, probabilities.max(-1)),
-    )
-
-
 def predictions_table(split: Split, predicted: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """The schema's ``predictions.csv``: a row per item of a split, with the predicted label and its probability."""
     return pd.DataFrame(
@@ -340,14 +360,3 @@ def predictions_table(split: Split, predicted: np.ndarray, probabilities: np.nda
             "probability": probabilities.round(6),
         }
     )
-
-
-def derive_seed(*parts: object) -> int:
-    """A 31-bit seed from anything printable; different parts give unrelated seeds."""
-    hashed = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(hashed[:4], "big") >> 1
-
-
-def digest(value: Any, length: int) -> str:
-    """So many hex digits that change with the value, whose JSON is hashed."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]

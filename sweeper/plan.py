@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from sweeper import schema
 from sweeper.config import Config, effective_pooling
 from sweeper.data.dataset import Dataset, Input, content
-from sweeper.objective import Task, digest
+from sweeper.hashing import digest
+from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.tracking import versions
 from sweeper.training.domain_pretrain import DomainPretraining
@@ -25,12 +26,22 @@ from sweeper.training.pseudo_label import PseudoLabelling
 __all__ = ["Plan", "make_plan"]
 
 #: Raised when the same configuration trains differently, so that runs before and after are not mixed.
-TRAINING_VERSION = 2  # batches of similar length in random order
+TRAINING_VERSION = 3  # one generator orders the batches, of whatever lengths
 
 HASH_LENGTH = 8  # hex digits at the end of names
 
 #: What may differ between the studies of one comparison, or grow when one is continued.
-_NOT_MEASURED = ("output_dir", "dry_run", "verbosity", "report", "tracking", "final", "reference", "compare")
+_NOT_MEASURED = (
+    "cache",
+    "compare",
+    "dry_run",
+    "final",
+    "output_dir",
+    "reference",
+    "report",
+    "tracking",
+    "verbosity",
+)
 
 
 @dataclass(frozen=True)

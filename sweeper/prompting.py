@@ -19,7 +19,7 @@ import numpy as np
 from sweeper.data.dataset import Dataset, Split
 from sweeper.data.splits import sample_rows, stratified_subsample
 from sweeper.errors import EndpointError
-from sweeper.objective import derive_seed
+from sweeper.hashing import derive_seed
 
 __all__ = ["Answers", "Prompting", "ask_dataset", "build_prompt", "prompted_name", "read_label"]
 

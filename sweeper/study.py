@@ -22,8 +22,9 @@ from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import StudyError
 from sweeper.files import replaced
+from sweeper.hashing import derive_seed, digest
 from sweeper.interruption import Interrupted, StopSignal
-from sweeper.objective import Run, Task, derive_seed, digest
+from sweeper.objective import Run, Task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
 from sweeper.tracking import Tracker

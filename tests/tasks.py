@@ -6,11 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sweeper.data import load_dataset
-from sweeper.objective import Task
+from sweeper.objective import Run, Task
+from sweeper.training.state_store import StateStore
 from sweeper.training.trainer import TrainerSettings
 
-__all__ = ["SETTINGS", "load_task"]
+__all__ = ["SETTINGS", "load_task", "validation_loss"]
 
 SETTINGS = TrainerSettings(
     epochs=1,
@@ -36,6 +39,7 @@ def load_task(
     max_length: int,
     head: str = "linear",
     pooling: str = "mean",
+    store: StateStore | None = None,
     **settings: Any,
 ) -> Task:
     """The checkpoint on review lines; ``sizes`` are of train, validation and test, ``settings`` of the trainer."""
@@ -49,4 +53,11 @@ def load_task(
         revision=None,
         max_length=max_length,
         settings=dataclasses.replace(SETTINGS, **settings),
+        store=store,
     )
+
+
+def validation_loss(task: Task, run: Run) -> float:
+    """The loss of a trained model on the validation split, computed anew."""
+    logits = torch.from_numpy(task.predict(run, task.validation))
+    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(task.dataset.validation.labels)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 __all__ = ["EncodedSplit", "Encoder", "Rows"]
 
@@ -55,6 +56,8 @@ class EncodedSplit:
         order: where each example stands in its split, shape (rows,).
         lengths: what an example costs, in tokens; all alike for images; shape (rows,).
         truncated: number of texts that were cut at the maximal length.
+        key: changes with what the model reads; empty where that has no name, as in a part of a split.
+        shells: the examples without what recorded states stand for; the examples themselves by default.
     """
 
     examples: Sequence[dict[str, Any]]
@@ -62,6 +65,8 @@ class EncodedSplit:
     order: np.ndarray
     lengths: np.ndarray
     truncated: int = 0
+    key: str = ""
+    shells: Sequence[dict[str, Any]] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -98,5 +103,9 @@ class Encoder(Protocol):
         ...
 
     def collate(self, examples: list[Any]) -> Mapping[str, Any]:
-        """A batch."""
+        """A batch, of examples or of shells."""
+        ...
+
+    def blank(self, batch: int, tokens: int) -> dict[str, torch.Tensor]:
+        """A batch of so many inputs without content; ``tokens`` is the length of texts."""
         ...

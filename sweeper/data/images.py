@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import DataError
+from sweeper.hashing import digest
 from sweeper.models.preprocessing import Preprocessing
 
 __all__ = ["AUGMENTATIONS", "ImageEncoder", "StoredImage", "unreadable"]
@@ -117,29 +118,14 @@ class ImageEncoder:
     augmentation: str = "none"
 
     def encode(self, inputs: Sequence[StoredImage], labels: np.ndarray | None, *, by_length: bool) -> EncodedSplit:
-        """Decode, resize and crop each image once, on all cores, into a file that ends with the process.
-
-        Raises:
-            DataError: an image cannot be decoded (any more).
-        """
-        height, width = self.preprocessing.size
-        shape = (len(inputs), 3, height, width)
-        with tempfile.TemporaryFile() as file:
-            pixels = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape) if inputs else np.empty(shape, np.uint8)
-
-        def write(place: int) -> None:
-            try:
-                pixels[place] = self.preprocessing.geometry(inputs[place].open()).numpy()
-            except _BROKEN as error:
-                raise DataError(f"image {inputs[place]} cannot be read: {error}") from error
-
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            list(threads.map(write, range(len(inputs))))
+        """A split whose images are decoded, resized and cropped when the first of them is needed."""
         return EncodedSplit(
-            examples=_Pixels(pixels, labels),
+            examples=_Pixels(inputs, labels, self.preprocessing),
             inputs=inputs,
             order=np.arange(len(inputs)),
             lengths=np.ones(len(inputs), dtype=np.int64),
+            key=digest([self.preprocessing.description, [image.digest() for image in inputs]], 16),
+            shells=[{}] * len(inputs) if labels is None else [{"labels": int(label)} for label in labels],
         )
 
     def training(self, split: EncodedSplit, seed: int) -> Sequence[Mapping[str, Any]]:
@@ -150,21 +136,51 @@ class ImageEncoder:
 
     def collate(self, examples: list[Any]) -> Mapping[str, Any]:
         """A normalised batch."""
-        batch = {"pixel_values": self.preprocessing.normalise(torch.stack([row["pixel_values"] for row in examples]))}
+        if "pixel_values" in examples[0]:
+            pixels = self.preprocessing.normalise(torch.stack([row["pixel_values"] for row in examples]))
+        else:
+            pixels = torch.zeros(()).expand(len(examples), 3, *self.preprocessing.size)
+        batch = {"pixel_values": pixels}
         if "labels" in examples[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in examples])
         return batch
 
+    def blank(self, batch: int, tokens: int) -> dict[str, torch.Tensor]:
+        """Grey images."""
+        return {"pixel_values": torch.zeros(batch, 3, *self.preprocessing.size)}
+
 
 @dataclass(frozen=True, eq=False)
 class _Pixels(Sequence[dict[str, Any]]):
-    """uint8 pixels, (rows, 3, height, width), as examples."""
+    """Images as examples."""
 
-    pixels: np.ndarray
+    images: Sequence[StoredImage]
     labels: np.ndarray | None
+    preprocessing: Preprocessing
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8, (rows, 3, height, width): made once, on all cores, in a file that ends with the process.
+
+        Raises:
+            DataError: an image cannot be decoded (any more).
+        """
+        shape = (len(self.images), 3, *self.preprocessing.size)
+        with tempfile.TemporaryFile() as file:
+            pixels = np.memmap(file, np.uint8, "w+", shape=shape) if self.images else np.empty(shape, np.uint8)
+
+        def write(place: int) -> None:
+            try:
+                pixels[place] = self.preprocessing.geometry(self.images[place].open()).numpy()
+            except _BROKEN as error:
+                raise DataError(f"image {self.images[place]} cannot be read: {error}") from error
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(write, range(len(self.images))))
+        return pixels
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.images)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from sweeper.data.dataset import content
 from sweeper.data.encoding import EncodedSplit
+from sweeper.hashing import digest
 
 __all__ = ["TextEncoder", "token_summary"]
 
@@ -23,10 +25,14 @@ SUMMARISED = 1000  # texts of train that are looked at
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A tokenizer that cuts texts, or pairs of texts, at ``max_length`` tokens, special ones included."""
+    """A tokenizer that cuts texts, or pairs of texts, at ``max_length`` tokens, special ones included.
+
+    ``accepted`` are the names of the inputs that the model takes; ``None`` = all that the tokenizer gives.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    accepted: frozenset[str] | None = None
 
     def encode(self, inputs: Sequence[Any], labels: np.ndarray | None, *, by_length: bool) -> EncodedSplit:
         """Tokenise without padding; of a pair, the longer text is cut first.
@@ -43,7 +49,8 @@ class TextEncoder:
             encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         order = np.argsort(lengths, kind="stable") if by_length else np.arange(len(lengths))
-        names: Sequence[str] = [name for name in self.tokenizer.model_input_names if name in encoded]
+        given = [name for name in self.tokenizer.model_input_names if name in encoded]
+        names = [name for name in given if self.accepted is None or name in self.accepted]
         examples = [
             {
                 **{name: encoded[name][row] for name in names},
@@ -51,7 +58,15 @@ class TextEncoder:
             }
             for row in order.tolist()
         ]
-        return EncodedSplit(examples, [inputs[row] for row in order], order, lengths[order], truncated)
+        return EncodedSplit(
+            examples=examples,
+            inputs=[inputs[row] for row in order],
+            order=order,
+            lengths=lengths[order],
+            truncated=truncated,
+            key=digest([example["input_ids"] for example in examples], 16),
+            shells=examples,
+        )
 
     def training(self, split: EncodedSplit, seed: int) -> Sequence[Mapping[str, Any]]:
         """The examples as they are."""
@@ -60,6 +75,17 @@ class TextEncoder:
     def collate(self, examples: list[Any]) -> Mapping[str, Any]:
         """A batch, padded to its longest example."""
         return DataCollatorWithPadding(self.tokenizer)(examples)
+
+    def blank(self, batch: int, tokens: int) -> dict[str, torch.Tensor]:
+        """The first ordinary token, again and again."""
+        token = next(number for number in range(len(self.tokenizer)) if number not in self.tokenizer.all_special_ids)
+        names = [*self.tokenizer.model_input_names, "attention_mask"]
+        fill = {"input_ids": token, "attention_mask": 1, "token_type_ids": 0}
+        return {
+            name: torch.full((batch, tokens), fill[name])
+            for name in names
+            if name in fill and (self.accepted is None or name in self.accepted)
+        }
 
 
 def token_summary(

@@ -25,6 +25,7 @@ class Preprocessing:
         mean: of each channel, after scaling.
         std: likewise.
         scale: what a pixel's value is multiplied by first.
+        description: changes with any of it.
     """
 
     geometry: Callable[[Image.Image], torch.Tensor]
@@ -32,6 +33,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float = 1 / 255
+    description: str = ""
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the model reads: float32, of uint8 pixels with shape (images, 3, height, width)."""
@@ -49,7 +51,9 @@ def preprocessing_of(processor: Any) -> Preprocessing:
         config = processor.data_config
         _, height, width = config["input_size"]
         transform = timm.data.create_transform(**config, is_training=False, normalize=False)  # type: ignore[attr-defined]
-        return Preprocessing(transform, (height, width), tuple(config["mean"]), tuple(config["std"]))
+        return Preprocessing(
+            transform, (height, width), tuple(config["mean"]), tuple(config["std"]), description=repr(config)
+        )
 
     def geometry(image: Image.Image) -> torch.Tensor:
         pixels = processor([image], do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
@@ -65,6 +69,7 @@ def preprocessing_of(processor: Any) -> Preprocessing:
         tuple(processor.image_mean) if normalises else (0.0,) * 3,
         tuple(processor.image_std) if normalises else (1.0,) * 3,
         float(processor.rescale_factor) if getattr(processor, "do_rescale", True) else 1.0,
+        description=processor.to_json_string(),
     )
 
 

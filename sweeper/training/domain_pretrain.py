@@ -29,9 +29,10 @@ from transformers import (
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import ConfigError, StudyError
 from sweeper.files import replaced
+from sweeper.hashing import digest
 from sweeper.models.classifier import without_pooler
 from sweeper.models.pretrained import Pretrained
-from sweeper.objective import Task, digest
+from sweeper.objective import Task
 from sweeper.training.trainer import ShuffledBatches, training_arguments
 
 __all__ = ["DomainPretraining", "LanguageModelling", "domain_pretrain", "is_masked", "pretrain_language_model"]
@@ -113,7 +114,9 @@ def domain_pretrain(
             task.pretrained.processor.save_pretrained(fresh)
             (fresh / _RECORD).write_text(json.dumps(asdict(done), indent=2))
     done = LanguageModelling(**json.loads((folder / _RECORD).read_text()))
-    return replace(task, pretrained=_with_backbone(task.pretrained, folder, key), backbone_trained=True), done
+    pretrained = _with_backbone(task.pretrained, folder, key)
+    cache = task.cache and task.cache.of(pretrained)
+    return replace(task, pretrained=pretrained, cache=cache, backbone_trained=True), done
 
 
 def is_masked(pretrained: Pretrained) -> bool:

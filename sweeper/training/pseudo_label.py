@@ -95,7 +95,7 @@ def self_train(
     labels: dict[int, int] = {}
     for number in range(1, settings.rounds + 1):
         started = time.perf_counter()
-        before, labels = labels, _label(last, unlabelled, settings.threshold)
+        before, labels = labels, _label(task.predict(last, unlabelled, on_step), unlabelled, settings.threshold)
         seconds += time.perf_counter() - started
         if labels == before:
             why = "the same labels as in the round before" if labels else f"no item reaches {settings.threshold:g}"
@@ -121,10 +121,12 @@ def self_train(
     return best
 
 
-def _label(run: Run, unlabelled: EncodedSplit, threshold: float) -> dict[int, int]:
-    """The class that the model predicts for each example it is sure about, by the example's place."""
-    logits = run.fit.trainer.predict(unlabelled.examples).predictions  # type: ignore[arg-type]
-    probabilities, classes = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), -1).max(-1)
+def _label(logits: np.ndarray, unlabelled: EncodedSplit, threshold: float) -> dict[int, int]:
+    """The class that a model predicts for each example it is sure about, by the example's place.
+
+    ``logits`` are in the order of the inputs, (examples, classes); the examples have an order of their own.
+    """
+    probabilities, classes = torch.softmax(torch.from_numpy(logits[unlabelled.order]), -1).max(-1)
     sure = (probabilities >= threshold).nonzero().flatten().tolist()
     return {place: int(classes[place]) for place in sure}
 

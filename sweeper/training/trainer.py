@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import SequentialSampler
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
+from sweeper.data.encoding import EncodedSplit, Encoder
+from sweeper.training.boundary_cache import Attached, BoundaryCache, autocast, device
+from sweeper.training.head import train_head
 
 __all__ = [
     "Diverged",
@@ -29,7 +34,9 @@ __all__ = [
     "FitResult",
     "ShuffledBatches",
     "TrainerSettings",
+    "TrainingData",
     "fit",
+    "predict",
     "resolve_precision",
     "stage_epochs",
     "training_arguments",
@@ -78,6 +85,16 @@ class EpochRecord:
         return {name: value for name, value in asdict(self).items() if name != "epoch"}
 
 
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a run trains and is scored on, how its batches are made, and what is recorded of it already."""
+
+    train: EncodedSplit
+    validation: EncodedSplit
+    encoder: Encoder
+    cache: BoundaryCache | None = None
+
+
 @dataclass
 class FitResult:
     """What a run did; the model it trained carries the weights of ``best``."""
@@ -86,7 +103,6 @@ class FitResult:
     history: list[EpochRecord]
     train_seconds: float
     peak_memory_mb: float
-    trainer: Trainer = field(repr=False)
 
 
 def resolve_precision(asked: str) -> str:
@@ -111,9 +127,7 @@ def fit(
     layout: Layout,
     strategy: Strategy,
     *,
-    train: Items,
-    validation: Items,
-    collate: Callable[[list[Any]], Mapping[str, Any]],
+    data: TrainingData,
     settings: TrainerSettings,
     learning_rate: float,
     seed: int,
@@ -132,9 +146,7 @@ def fit(
         model: prepared by ``strategy.prepare``.
         layout: the model's parts.
         strategy: groups the parameters.
-        train: encoded examples with ``labels``.
-        validation: likewise; scored in the given order.
-        collate: makes a padded batch of examples.
+        data: what to train and to score on.
         settings: shared by all runs of a study.
         learning_rate: the backbone's peak rate.
         seed: of the order of the data and of dropout.
@@ -147,44 +159,77 @@ def fit(
         NotApplicable: fewer epochs than the strategy has stages.
     """
     set_seed(seed)
+    model.to(device())
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    recorder = _EpochRecorder(settings, len(train), trained, on_epoch, on_step)
+    recorder = _EpochRecorder(settings, len(data.train), trained, on_epoch, on_step)
     stages = strategy.stages(layout)
     order = torch.Generator().manual_seed(seed)
+    loss = functools.partial(_loss, weight=None if class_weights is None else class_weights.to(device()))
     _reset_peak_memory()
     started = time.perf_counter()
     for stage, epochs in zip(stages, stage_epochs(stages, settings.epochs), strict=True):
         enter_stage(model, stage, trained)
         rate = learning_rate * stage.learning_rate_factor
-        first_epoch = len(recorder.history)
-        trainer = _StrategyTrainer(
-            model=model,
+        arguments = training_arguments(
+            epochs=epochs,
+            batch_size=settings.batch_size,
+            learning_rate=rate,
+            warmup_ratio=settings.warmup_ratio,
+            weight_decay=settings.weight_decay,
+            precision=settings.precision,
             # The seeds go on where a single stage's would: epoch k has the same order in every strategy.
-            args=training_arguments(
-                epochs=epochs,
-                batch_size=settings.batch_size,
-                learning_rate=rate,
-                warmup_ratio=settings.warmup_ratio,
-                weight_decay=settings.weight_decay,
-                precision=settings.precision,
-                seed=seed + first_epoch,
-                per_device_eval_batch_size=EVAL_BATCH_SIZE,
-                gradient_accumulation_steps=settings.gradient_accumulation_steps,
-                max_grad_norm=settings.max_grad_norm,
-                train_sampling_strategy="group_by_length" if settings.length_grouping else "random",
-                eval_strategy="epoch",
-            ),
-            train_dataset=train,
-            eval_dataset=validation,
-            data_collator=collate,
-            compute_metrics=_scores,
-            callbacks=[recorder],
-            compute_loss_func=None if class_weights is None else _weighted_loss(class_weights),
-            groups=strategy.param_groups(model, layout, rate, settings.weight_decay),
-            order=order,
+            seed=seed + len(recorder.history),
+            per_device_eval_batch_size=EVAL_BATCH_SIZE,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            max_grad_norm=settings.max_grad_norm,
+            eval_strategy="epoch",
+            remove_unused_columns=False,  # an encoder gives what the model takes
         )
-        trainer.remove_callback(PrinterCallback)
-        with _in_eval_mode(model, [*prefix_modules(model, layout), *_frozen_batch_norms(model)]):
+        groups = strategy.param_groups(model, layout, rate, settings.weight_decay)
+        sampler = ShuffledBatches(
+            arguments.train_batch_size * arguments.gradient_accumulation_steps,
+            lengths=data.train.lengths.tolist() if settings.length_grouping else [1] * len(data.train),
+            generator=order,
+        )
+        with (
+            _in_eval_mode(model, [*prefix_modules(model, layout), *_frozen_batch_norms(model)]),
+            _attached(data, model) as attached,
+        ):
+            if attached is not None and (features := attached.features(data.train, data.validation)):
+                with _one_thread():
+                    train_head(
+                        model,
+                        attached.head,
+                        groups,
+                        arguments,
+                        train=features[0],
+                        validation=features[1],
+                        batches=functools.partial(_batches, sampler, arguments.train_batch_size),
+                        loss=loss,
+                        score=_scores,
+                        autocast=functools.partial(autocast, settings.precision),
+                        callback=recorder,
+                    )
+                continue
+            train = data.encoder.training(data.train, seed)
+            validation: Items = data.validation.examples
+            if attached is not None:
+                validation = attached.examples(data.validation) or validation
+                if train is data.train.examples:  # an augmented example is another one in every epoch
+                    train = attached.examples(data.train) or train
+            trainer = _StrategyTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=train,
+                eval_dataset=validation,
+                data_collator=data.encoder.collate if attached is None else attached.collate,
+                compute_metrics=lambda prediction: _scores(prediction.predictions, prediction.label_ids),
+                callbacks=[recorder],
+                compute_loss_func=None if class_weights is None else _of_outputs(loss),
+                groups=groups,
+                sampler=sampler,
+            )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
     enter_stage(model, Stage(), trained)
     recorder.restore_best(model)
@@ -193,8 +238,58 @@ def fit(
         history=recorder.history,
         train_seconds=time.perf_counter() - started,
         peak_memory_mb=_peak_memory_mb(),
-        trainer=trainer,
     )
+
+
+def predict(
+    model: nn.Module, split: EncodedSplit, data: TrainingData, precision: str, on_step: Callable[[], None]
+) -> np.ndarray:
+    """Logits of a trained model for each example of a split, in the split's order: float32, (examples, classes).
+
+    Args:
+        model: in any mode; it is left in eval mode.
+        split: not necessarily one of the data's.
+        data: says how batches are made, and what is recorded already.
+        precision: see :class:`TrainerSettings`.
+        on_step: called between batches; may raise to end it (interruption).
+    """
+    model.to(device()).eval()
+    parts = []
+    with _attached(data, model) as attached, torch.no_grad():
+        examples: Sequence[Mapping[str, Any]] | None = None if attached is None else attached.examples(split)
+        collate = data.encoder.collate if attached is None else attached.collate
+        examples = split.examples if examples is None else examples
+        for start in range(0, len(split), EVAL_BATCH_SIZE):
+            rows = range(start, min(start + EVAL_BATCH_SIZE, len(split)))
+            batch = collate([examples[row] for row in rows])
+            inputs = {name: value.to(device()) for name, value in batch.items() if name != "labels"}
+            with autocast(precision):
+                parts.append(model(**inputs).logits.float().cpu().numpy())
+            on_step()
+    logits = np.concatenate(parts)
+    ordered = np.empty_like(logits)
+    ordered[split.order] = logits
+    return ordered
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps of microseconds: threads that wait for each other would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _attached(data: TrainingData, model: nn.Module) -> Iterator[Attached | None]:
+    if data.cache is None:
+        yield None
+        return
+    with data.cache.attached(model, data.validation) as attached:
+        yield attached
 
 
 def stage_epochs(stages: Sequence[Stage], epochs: int) -> list[int]:
@@ -215,22 +310,30 @@ def stage_epochs(stages: Sequence[Stage], epochs: int) -> list[int]:
     return whole
 
 
-def _weighted_loss(class_weights: torch.Tensor) -> Callable[..., torch.Tensor]:
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        return cross_entropy(outputs.logits.float(), labels, weight=class_weights.to(labels.device))
+def _loss(logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.Tensor | None) -> torch.Tensor:
+    return cross_entropy(logits.float(), labels, weight=weight)
 
-    return loss
+
+def _of_outputs(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A loss of logits and labels, as the Trainer calls one."""
+    return lambda outputs, labels, num_items_in_batch=None: loss(outputs.logits, labels)
+
+
+def _batches(sampler: Iterable[int], size: int) -> Iterator[list[int]]:
+    rows = iter(sampler)
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
 
 
 class _StrategyTrainer(Trainer):
     """transformers' Trainer with a strategy's optimiser groups, and the order of examples under control."""
 
-    def __init__(self, *args: Any, groups: list[dict[str, Any]], order: torch.Generator, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, groups: list[dict[str, Any]], sampler: ShuffledBatches, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None:
             self.loss_is_scaled_for_ga = False  # it is a mean over each batch, of which several make a step
         self._groups = groups
-        self._order = order
+        self._sampler = sampler
         # Architectures that take loss arguments would otherwise be trusted to divide by the accumulated batches.
         self.model_accepts_loss_kwargs = False
 
@@ -239,15 +342,12 @@ class _StrategyTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(self._groups, lr=self.args.learning_rate, fused=True)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
-            return sampler
+    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledBatches:
         # Its own generator: from the global one dropout draws too, and each strategy another number of times.
-        return ShuffledBatches(sampler.batch_size, lengths=sampler.lengths, generator=self._order)
+        return self._sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        # The Trainer shuffles evaluation sets when it groups by length; predictions must keep their items' order.
+        # Whatever the Trainer would do: scores are of all examples in their order.
         return SequentialSampler(eval_dataset)
 
 
@@ -423,11 +523,11 @@ def training_arguments(
     )
 
 
-def _scores(prediction: EvalPrediction) -> dict[str, float]:
-    predicted = np.asarray(prediction.predictions).argmax(-1)
+def _scores(logits: Any, labels: Any) -> dict[str, float]:
+    predicted, truth = np.asarray(logits).argmax(-1), np.asarray(labels)
     return {
-        "accuracy": float((predicted == prediction.label_ids).mean()),
-        "macro_f1": float(f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)),
+        "eval_accuracy": float((predicted == truth).mean()),
+        "eval_macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
     }
 
 

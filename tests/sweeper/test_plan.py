@@ -14,7 +14,7 @@ from transformers import BertModel
 from sweeper.comparison import _load
 from sweeper.config import Config, config_dir, register
 from sweeper.data import load_dataset
-from sweeper.objective import derive_seed
+from sweeper.hashing import derive_seed
 from sweeper.plan import Plan, make_plan
 from sweeper.search_space import parse_strategy
 

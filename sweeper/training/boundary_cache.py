@@ -1,0 +1,485 @@
+"""What frozen blocks compute for an example, computed once: each trial pays only for what it trains.
+
+Below the boundary nothing trains and every module runs in eval mode, so the hidden state that enters the first part
+above it is the same in every epoch, trial, strategy and process. It is recorded once, with the pretrained model, and
+kept in a :class:`~sweeper.training.state_store.StateStore`. While a model is attached to the cache, the modules below
+compute nothing: they put out zeros of the right shape, which nobody reads, since the recorded state takes the place of
+the input of the first part above, the *cut*. Everything else of the model's own forward pass runs as it is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from strategies.base import Layout, inside, prefix_names
+from sweeper.data.encoding import EncodedSplit, Encoder
+from sweeper.hashing import digest
+from sweeper.models.classifier import Classifier
+from sweeper.models.pretrained import Pretrained
+from sweeper.training.state_store import States, StateStore
+
+__all__ = ["Attached", "BoundaryCache", "autocast", "device"]
+
+logger = logging.getLogger(__name__)
+
+#: Raised when the same key would hold other values.
+VERSION = 1
+#: What examples and batches call their recorded states: (batch, tokens, width), or (batch, ...).
+STATES = "boundary_states"
+BATCH = 64
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}
+
+Batch = Mapping[str, Any]
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    return tuple(version(package) for package in ("torch", "transformers", "timm"))
+
+
+def device() -> torch.device:
+    """Where models train."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """The mixed precision that the Trainer computes in."""
+    return torch.autocast(device().type, DTYPES[precision], enabled=precision != "fp32")
+
+
+class BoundaryCache:
+    """Recorded states of one pretrained model, read by one encoder, in one precision.
+
+    Args:
+        pretrained: with the weights that a prefix must have.
+        encoder: prepares the inputs.
+        precision: ``fp32``, ``bf16`` or ``fp16``; the states are kept in it.
+        store: where they are kept.
+    """
+
+    def __init__(self, pretrained: Pretrained, encoder: Encoder, precision: str, store: StateStore) -> None:
+        self.encoder = encoder
+        self.precision = precision
+        self._pretrained = pretrained
+        self._store = store
+        model = pretrained.model
+        self._reading = [type(model).__name__, getattr(model.config, "pooling", "")]  # besides weights and inputs
+        self._weights = {**dict(pretrained.model.named_parameters()), **dict(pretrained.model.named_buffers())}
+        self._templates: dict[tuple[str, ...], _Templates | None] = {}
+        self._agreed: set[tuple[type, str]] = set()
+        self._too_large: set[str] = set()
+
+    def of(self, pretrained: Pretrained) -> BoundaryCache:
+        """The same for other weights."""
+        return BoundaryCache(pretrained, self.encoder, self.precision, self._store)
+
+    @contextmanager
+    def attached(self, model: nn.Module, probe: EncodedSplit) -> Iterator[Attached | None]:
+        """Let a prepared model read recorded states while the block runs.
+
+        Args:
+            model: on the device where it will run.
+            probe: a split, a few examples of which show that the model computes the same with recorded states.
+
+        Yields:
+            What adds states to the examples of a split, or ``None`` where nothing can be skipped.
+        """
+        with ExitStack() as stack:
+            yield self._attach(model, probe, stack)
+
+    def _attach(self, model: nn.Module, probe: EncodedSplit, stack: ExitStack) -> Attached | None:
+        layout = self._pretrained.layout
+        below = _below(model, layout)
+        if not below or not self._unchanged(model, below):
+            return None
+        if below not in self._templates:
+            self._templates[below] = _record_templates(model, below, self.encoder, self.precision)
+        templates = self._templates[below]
+        if templates is None:
+            return None
+        splice = _Splice(model, templates)
+        stack.enter_context(splice)
+        attached = Attached(self, templates.cut, splice)
+        if (type(model), templates.cut) not in self._agreed:
+            if not self._agrees(model, attached, probe):
+                self._templates[below] = None
+                splice.remove()
+                return None
+            self._agreed.add((type(model), templates.cut))
+        return attached
+
+    def states(self, cut: str, split: EncodedSplit) -> States | None:
+        """The states that enter the module ``cut``, recorded now where they are not yet; ``None`` = too large."""
+        key = digest(
+            [VERSION, self._pretrained.fingerprint, self._reading, cut, self.precision, split.key, *_versions()], 24
+        )
+        if (found := self._store.read(key)) is not None or key in self._too_large:
+            return found
+        with self._store.building(key):
+            if (found := self._store.read(key)) is None:
+                self._record(cut, split, key)
+        found = self._store.read(key)
+        if found is None:
+            self._too_large.add(key)
+        return found
+
+    def _record(self, cut: str, split: EncodedSplit, key: str) -> None:
+        """Run the pretrained model up to the cut over a split, short examples first."""
+        order = split.lengths.argsort(kind="stable")
+        model: Any = self._pretrained.model
+        model.to(device()).eval()
+        with ExitStack() as stack:
+            writer = None
+            for start in range(0, len(order), BATCH):
+                rows = order[start : start + BATCH].tolist()
+                batch = self._collate(split, rows)
+                states = _capture(model, cut, batch, self.precision)
+                mask = batch.get("attention_mask")
+                per_token = mask is not None and states.shape[:2] == mask.shape
+                if writer is None:
+                    offsets = np.concatenate([[0], split.lengths.cumsum()]) if per_token else None
+                    shape = (int(offsets[-1]) if offsets is not None else len(split), *states.shape[1 + per_token :])
+                    dtype = DTYPES[self.precision]
+                    if not self._store.fits(int(np.prod(shape)) * dtype.itemsize):
+                        logger.info("states at %s take more than cache.max_gb: not cached", cut)
+                        break
+                    writer = stack.enter_context(self._store.writing(key, shape, dtype, offsets))
+                for place, row in enumerate(rows):
+                    keep = states[place] if mask is None or not per_token else states[place][mask[place].bool()]
+                    writer.put(row, keep)
+        model.to("cpu")
+
+    def _collate(self, split: EncodedSplit, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = self.encoder.collate([split.examples[row] for row in rows])
+        return {name: tensor.to(device()) for name, tensor in batch.items() if name != "labels"}
+
+    def _unchanged(self, model: nn.Module, below: Sequence[str]) -> bool:
+        """Whether all that lies below the cut is as it was pretrained."""
+        for name in below:
+            module = model.get_submodule(name)
+            for key, tensor in itertools.chain(module.named_parameters(prefix=name), module.named_buffers(prefix=name)):
+                other = self._weights.get(key)
+                if other is None or other.dtype != tensor.dtype or not torch.equal(other.to(tensor.device), tensor):
+                    return False
+        return True
+
+    def _agrees(self, model: nn.Module, attached: Attached, probe: EncodedSplit) -> bool:
+        """Whether some examples get the same logits either way."""
+        rows = sorted({0, len(probe) // 2, len(probe) - 1})
+        batch = self._collate(probe, rows)
+        pretrained: Any = self._pretrained.model
+        pretrained.to(device()).eval()
+        states = _capture(pretrained, attached.cut, batch, self.precision).to(DTYPES[self.precision])
+        pretrained.to("cpu")
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), autocast(self.precision):
+                whole = model(**batch).logits.float()
+                spliced = model(**batch, **{STATES: states}).logits.float()
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            logger.info("not cached below %s: %s", attached.cut, error)
+            return False
+        finally:
+            model.train(training)
+        difference = float((whole - spliced).abs().max() / whole.abs().max().clamp(min=1e-3))
+        if not difference <= TOLERANCE[self.precision]:
+            logger.info("not cached below %s: logits differ by %.2g of the largest", attached.cut, difference)
+            return False
+        return True
+
+
+class Attached:
+    """A model that reads recorded states: makes the examples and batches that carry them."""
+
+    def __init__(self, cache: BoundaryCache, cut: str, splice: _Splice) -> None:
+        self.cut = cut
+        self._cache = cache
+        self._splice = splice
+
+    def examples(self, split: EncodedSplit) -> Sequence[dict[str, Any]] | None:
+        """The split's examples with their states; ``None`` where there are none (a mixed split, or too large)."""
+        states = self.states(split)
+        return None if states is None else _WithStates(split, states)
+
+    def states(self, split: EncodedSplit) -> States | None:
+        """The split's recorded states."""
+        return self._cache.states(self.cut, split) if split.key else None
+
+    def features(self, *splits: EncodedSplit) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Features (examples, width) and labels (examples,) of each split, on the device.
+
+        Nothing where the cut is not the one head of the model, or not all splits have recorded states.
+        """
+        if self.cut != "head" or not isinstance(self._splice.model, Classifier):
+            return []
+        found = []
+        for split in splits:
+            states = self.states(split)
+            if states is None or states.values.ndim != 2 or states.offsets is not None:
+                return []
+            labels = torch.tensor([shell["labels"] for shell in split.shells])
+            found.append((states.values.float().to(device()), labels.to(device())))
+        return found
+
+    @property
+    def head(self) -> nn.Module:
+        """The module at the cut."""
+        return self._splice.model.get_submodule(self.cut)
+
+    def collate(self, examples: list[Any]) -> dict[str, Any]:
+        """A batch, with states where its examples have them."""
+        plain = [{name: value for name, value in example.items() if name != STATES} for example in examples]
+        batch = dict(self._cache.encoder.collate(plain))
+        if STATES in examples[0]:
+            states = [example[STATES] for example in examples]
+            mask = batch.get("attention_mask")
+            if states[0].ndim == 2 and mask is not None and self._splice.per_token:
+                padded = torch.zeros((*mask.shape, states[0].shape[-1]), dtype=states[0].dtype)
+                padded[mask.bool()] = torch.cat(states)
+                batch[STATES] = padded
+            else:
+                batch[STATES] = torch.stack(states)
+        return batch
+
+
+class _WithStates(Sequence[dict[str, Any]]):
+    def __init__(self, split: EncodedSplit, states: States) -> None:
+        self._shells, self._states = split.shells, states
+
+    def __len__(self) -> int:
+        return len(self._shells)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {**self._shells[index], STATES: self._states[index]}
+
+
+# --- where a model is cut ----------------------------------------------------------------------------------------
+
+
+def _below(model: nn.Module, layout: Layout) -> tuple[str, ...]:
+    """The names of the modules that need not compute anything; none where not even one block is among them."""
+    prefix = prefix_names(model, layout)
+    if not any(name in layout.blocks for name in prefix):
+        return ()
+    if layout.backbone and len(prefix) == len((*layout.stem, *layout.blocks, *layout.top)):
+        return (layout.backbone,)
+    modules = dict(model.named_modules())
+    return tuple(name for name in prefix if name in modules)
+
+
+def _transparent(module: nn.Module) -> bool:
+    """Whether what a module puts out follows from its input alone, in training too: a pooling, an activation."""
+    random = any("drop" in type(part).__name__.lower() for part in module.modules())
+    return not random and not any(True for _ in module.parameters())
+
+
+class _Reached(Exception):
+    """The cut was reached; nothing after it has to be computed."""
+
+
+def _capture(model: nn.Module, cut: str, batch: Batch, precision: str) -> torch.Tensor:
+    """The hidden state that enters a module, for a batch."""
+    found: list[torch.Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        where: Any = _hidden(args, kwargs)
+        found.append(args[where] if isinstance(where, int) else kwargs[where])
+        raise _Reached
+
+    handle = model.get_submodule(cut).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad(), autocast(precision):
+            model(**batch)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:
+    """Which argument of a module is its hidden state; ``None`` = it takes no tensor."""
+    if args and isinstance(args[0], torch.Tensor):
+        return 0
+    if "hidden_states" in kwargs:
+        return "hidden_states"
+    return next((name for name, value in kwargs.items() if isinstance(value, torch.Tensor)), None)
+
+
+# --- what skipped modules put out --------------------------------------------------------------------------------
+
+
+class _Templates:
+    """The shapes that modules put out, with the sizes of batch and tokens left open.
+
+    Attributes:
+        cut: the module whose input is replaced.
+        per_token: whether that input has a state for each token.
+        outputs: module -> leaves and structure of its output; a tensor's leaf is its sizes and its dtype.
+    """
+
+    def __init__(self, cut: str, per_token: bool, outputs: Mapping[str, tuple[list[Any], Any]]) -> None:
+        self.cut = cut
+        self.per_token = per_token
+        self.outputs = outputs
+
+
+def _record_templates(model: nn.Module, below: Sequence[str], encoder: Encoder, precision: str) -> _Templates | None:
+    """Two passes with other sizes of batch and tokens tell which sizes of an output are which."""
+    runs = []
+    training = model.training
+    model.eval()
+    try:
+        for batch_size, tokens in ((2, 5), (3, 7)):
+            runs.append(_shapes(model, below, encoder.blank(batch_size, tokens), precision))
+    except (RuntimeError, ValueError, TypeError, IndexError, StopIteration) as error:
+        logger.info("not cached: %s", error)
+        return None
+    finally:
+        model.train(training)
+    (cut, state, first), (_, other_state, second) = runs
+    outputs = {}
+    for name, (leaves, structure) in first.items():
+        others, _ = second[name]
+        merged = [_merge(one, other) for one, other in zip(leaves, others, strict=True)]
+        if any(leaf is _UNKNOWN for leaf in merged):
+            logger.info("not cached: the output of %s has sizes that depend on both batch and tokens", name)
+            return None
+        outputs[name] = (merged, structure)
+    per_token = state.ndim == 3 and (state.shape[1], other_state.shape[1]) == (5, 7)
+    return _Templates(cut, per_token, outputs)
+
+
+_UNKNOWN = object()
+
+
+def _shapes(
+    model: nn.Module, below: Sequence[str], batch: Batch, precision: str
+) -> tuple[str, torch.Tensor, dict[str, tuple[list[Any], Any]]]:
+    """The cut, its hidden state, and what the modules below put out, in one pass.
+
+    The cut is the first module that runs after the last of those below and that is not transparent: a state is recorded
+    as late as it stays the same in every epoch.
+    """
+    outputs: dict[str, tuple[list[Any], Any]] = {}
+    entered: list[tuple[str, nn.Module, torch.Tensor]] = []
+    handles = []
+
+    def leave(name: str, output: Any) -> None:
+        outputs[name] = tree_flatten(output)
+        entered.clear()
+
+    def enter(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (where := _hidden(args, kwargs)) is not None:
+            entered.append((name, module, args[where] if isinstance(where, int) else kwargs[where]))
+
+    for name, module in model.named_modules():
+        if name in below:
+            handles.append(module.register_forward_hook(lambda m, a, output, name=name: leave(name, output)))
+        elif name and not inside(name, below):
+            handles.append(
+                module.register_forward_pre_hook(lambda m, a, k, name=name: enter(name, m, a, k), with_kwargs=True)
+            )
+    try:
+        with torch.no_grad(), autocast(precision):
+            model(**{name: tensor.to(device()) for name, tensor in batch.items()})
+    finally:
+        for handle in handles:
+            handle.remove()
+    cut, _, state = next(entry for entry in entered if not _transparent(entry[1]))
+    return cut, state, outputs
+
+
+def _merge(one: Any, other: Any) -> Any:
+    """The leaf of a template: of a tensor its sizes, ``batch`` and ``tokens`` among them, and its dtype."""
+    if not isinstance(one, torch.Tensor):
+        return one
+    sizes: list[int | str] = []
+    for pair in zip(one.shape, other.shape, strict=True):
+        if pair[0] == pair[1]:
+            sizes.append(pair[0])
+        elif pair in ((2, 3), (5, 7)):
+            sizes.append("batch" if pair == (2, 3) else "tokens")
+        else:
+            return _UNKNOWN
+    return (tuple(sizes), one.dtype)
+
+
+class _Splice(AbstractContextManager["_Splice"]):
+    """The hooks and stand-ins that make a model read states; without states in a batch it runs as ever."""
+
+    def __init__(self, model: nn.Module, templates: _Templates) -> None:
+        self.model = model
+        self.per_token = templates.per_token
+        self._states: torch.Tensor | None = None
+        self._tokens = 0
+        self._undo: list[Callable[[], Any]] = []
+        self._undo.append(model.register_forward_pre_hook(self._take, with_kwargs=True).remove)
+        self._undo.append(model.register_forward_hook(self._drop, always_call=True).remove)
+        cut = model.get_submodule(templates.cut)
+        self._undo.append(cut.register_forward_pre_hook(self._replace, with_kwargs=True).remove)
+        for name, template in templates.outputs.items():
+            self._skip(model.get_submodule(name), template)
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Give the model back as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self._states = kwargs.pop(STATES, None)
+        tokens = kwargs.get("attention_mask", kwargs.get("input_ids"))
+        self._tokens = 0 if tokens is None else tokens.shape[1]
+        return args, kwargs
+
+    def _drop(self, *_: object) -> None:
+        self._states = None
+
+    def _replace(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        if self._states is None:
+            return None
+        where: Any = _hidden(args, kwargs)
+        if isinstance(where, int):
+            return (self._states.to(args[0].dtype), *args[1:]), kwargs
+        return args, {**kwargs, where: self._states.to(kwargs[where].dtype)}
+
+    def _skip(self, module: Any, template: tuple[list[Any], Any]) -> None:
+        compute = module.forward
+        leaves, structure = template
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            if self._states is None:
+                return compute(*args, **kwargs)
+            sizes = {"batch": len(self._states), "tokens": self._tokens}
+            filled = [
+                torch.zeros((), dtype=leaf[1], device=self._states.device).expand(
+                    [size if isinstance(size, int) else sizes[size] for size in leaf[0]]
+                )
+                if isinstance(leaf, tuple)
+                else leaf
+                for leaf in leaves
+            ]
+            return tree_unflatten(filled, structure)
+
+        own = module.__dict__.get("forward")
+        module.forward = stand_in
+        self._undo.append(lambda: setattr(module, "forward", own) if own else module.__dict__.pop("forward"))

@@ -1,0 +1,222 @@
+"""Recorded states: the same training, without what lies below the boundary being computed again."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from strategies import Adapter, Frozen, Full, Gradual, Lora, LpFt, Partial, Strategy
+from sweeper.data import load_dataset
+from sweeper.objective import Task
+from sweeper.search_space import StrategySpec
+from sweeper.training.boundary_cache import BoundaryCache
+from sweeper.training.state_store import StateStore
+from tests.tasks import SETTINGS, load_task
+
+MODELS = {
+    "encoder": ("bert", "text", "linear"),
+    "encoder-mlp": ("bert", "text", "mlp"),
+    "encoder-native": ("bert", "text", "native"),
+    "decoder": ("gpt2", "text", "linear"),
+    "relative-positions": ("deberta", "text", "linear"),
+    "cnn": ("resnet", "image", "linear"),
+    "vit": ("vit-timm", "image", "native"),
+}
+STRATEGIES = {
+    "frozen": Frozen(),
+    "partial": Partial(num_blocks=1),
+    "gradual": Gradual(num_blocks="0,1,2"),
+    "lp_ft": LpFt(),
+    "lora-last": Lora(rank=4, num_blocks=1, targets="all-linear"),
+    "adapter-last": Adapter(num_blocks=1),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def tasks(
+    request: pytest.FixtureRequest,
+    checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Task, Task]:
+    """The same task without and with recorded states."""
+    kind, modality, head = MODELS[request.param]
+    name = "review_lines" if modality == "text" else "digits"
+    dataset = load_dataset(name, modality=modality, train_size=24, validation_size=20, test_size=20)
+    settings = dataclasses.replace(SETTINGS, epochs=3, batch_size=8)
+    store = StateStore(tmp_path_factory.mktemp("states"), 1 << 30)
+    pooling = "native" if head == "native" else "mean"
+    plain, cached = (
+        Task.load(
+            dataset,
+            checkpoint(kind),
+            head=head,
+            pooling=pooling,
+            revision=None,
+            max_length=24,
+            settings=settings,
+            store=where,
+        )
+        for where in (None, store)
+    )
+    for task in (plain, cached):  # the Trainer draws a number now and then, so that dropout of a lone head differs
+        for module in task.pretrained.model.get_submodule(task.pretrained.layout.head[0]).modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    return plain, cached
+
+
+def spec(strategy: Strategy) -> StrategySpec:
+    fields = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
+    return StrategySpec(type(strategy), {"learning_rate": 3e-3, **fields}, {})
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_training_is_the_same_and_the_first_block_never_runs(
+    tasks: tuple[Task, Task], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, cached = tasks
+    strategy = STRATEGIES[name]
+    if isinstance(strategy, Adapter) and not hasattr(plain.pretrained.model, "add_adapters"):
+        pytest.skip("a plain checkpoint carries no adapters")
+    expected = plain.run(spec(strategy), {}, seed=1)
+    cached.run(spec(strategy), {}, seed=1)  # records
+    ran: list[int] = []
+    block = cached.pretrained.layout.blocks[0]
+
+    class Watching(type(strategy)):  # type: ignore[misc]
+        def prepare(self, model: Any, layout: Any) -> Any:
+            model = super().prepare(model, layout)
+            leaf = next(part for part in model.get_submodule(block).modules() if not list(part.children()))
+            leaf.register_forward_hook(lambda module, args, output: ran.append(len(output)))
+            return model
+
+    watched = dataclasses.replace(spec(strategy), cls=Watching)
+    run = cached.run(watched, {}, seed=1)
+    for ours, theirs in zip(run.fit.history, expected.fit.history, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-4)
+        assert ours.validation_accuracy == theirs.validation_accuracy
+    np.testing.assert_allclose(cached.predict(run, cached.test), plain.predict(expected, plain.test), atol=1e-3)
+    if name != "lp_ft":  # its second stage trains everything
+        assert not ran, "the first block computed something"
+
+
+@pytest.fixture
+def stored(tmp_path: Path, tiny_checkpoint: Path) -> Callable[..., Task]:
+    """Loads the same small task with a store in the same folder, as another process would."""
+
+    def load(max_bytes: int = 1 << 30, **changes: Any) -> Task:
+        store = StateStore(tmp_path / "states", max_bytes)
+        return load_task(tiny_checkpoint, (24, 20, 20), **{"max_length": 24, **changes}, store=store)
+
+    return load
+
+
+def entries(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_ino for path in folder.glob("states/*/values.bin")}
+
+
+def test_what_is_recorded_is_found_by_the_next_process(stored: Any, tmp_path: Path) -> None:
+    stored().run(spec(Frozen()), {}, seed=1)
+    first = entries(tmp_path)
+    assert len(first) == 2, "train and validation"
+    stored().run(spec(Frozen()), {}, seed=2)
+    assert entries(tmp_path) == first
+
+
+@pytest.mark.parametrize("change", [{"max_length": 12}, {"pooling": "max"}, {"precision": "bf16"}], ids=str)
+def test_other_inputs_and_precisions_are_recorded_anew(stored: Any, tmp_path: Path, change: dict[str, Any]) -> None:
+    stored().run(spec(Frozen()), {}, seed=1)
+    first = entries(tmp_path)
+    stored(**change).run(spec(Frozen()), {}, seed=1)
+    assert len(entries(tmp_path)) == 4
+    assert first.items() < entries(tmp_path).items()
+
+
+def test_a_damaged_entry_is_recorded_again(stored: Any, tmp_path: Path) -> None:
+    expected = stored().run(spec(Frozen()), {}, seed=1)
+    for path in tmp_path.glob("states/*/values.bin"):
+        path.write_bytes(b"\x00" * path.stat().st_size)
+    run = stored().run(spec(Frozen()), {}, seed=1)
+    assert [r.validation_loss for r in run.fit.history] == [r.validation_loss for r in expected.fit.history]
+
+
+def test_what_does_not_fit_runs_uncached(stored: Any, tmp_path: Path) -> None:
+    expected = stored().run(spec(Partial(num_blocks=1)), {}, seed=1)
+    (tmp_path / "states").rename(tmp_path / "elsewhere")
+    run = stored(max_bytes=1000).run(spec(Partial(num_blocks=1)), {}, seed=1)
+    assert entries(tmp_path) == {}
+    assert run.fit.best.validation_loss == pytest.approx(expected.fit.best.validation_loss, rel=1e-4)
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, 3000)
+    for key in ("a", "b", "c"):
+        with store.building(key), store.writing(key, (10, 25), torch.float32, None) as writer:
+            for row in range(10):
+                writer.put(row, torch.full((25,), float(row)))
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "b", "c"}
+    assert StateStore(tmp_path, 3000).read("a") is not None  # used now
+    with store.building("d"), store.writing("d", (10, 25), torch.float32, None) as writer:
+        writer.put(0, torch.zeros(25))
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "c", "d"}
+    assert not store.fits(3001)
+
+
+def test_changed_weights_below_the_boundary_are_computed(stored: Any, tmp_path: Path) -> None:
+    task = stored()
+    model, _ = task.prepare(Frozen(), 0)
+    assert isinstance(task.cache, BoundaryCache)
+    with task.cache.attached(model, task.validation) as attached:
+        assert attached is not None
+    with torch.no_grad():
+        next(parameter for name, parameter in model.named_parameters() if "layer.2" in name).add_(1e-3)
+    with task.cache.attached(model, task.validation) as attached:
+        assert attached is None
+    full, _ = task.prepare(Full(), 0)
+    with task.cache.attached(full, task.validation) as attached:
+        assert attached is None
+
+
+def test_a_model_is_given_back_as_it_was(stored: Any) -> None:
+    task = stored()
+    model, _ = task.prepare(Partial(num_blocks=1), 0)
+    batch = task.encoder.blank(2, 6)
+    before = model.eval()(**batch).logits
+    with task.cache.attached(model, task.validation) as attached:
+        assert attached is not None
+        assert torch.equal(model(**batch).logits, before), "a batch without states is computed"
+    assert torch.equal(model(**batch).logits, before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def _build(folder: str, barrier: Any, results: Any) -> None:
+    store = StateStore(Path(folder), 1 << 20)
+    barrier.wait()
+    with store.building("key"):
+        if store.read("key") is None:
+            results.put("built")
+            with store.writing("key", (4, 2), torch.float32, None) as writer:
+                for row in range(4):
+                    writer.put(row, torch.full((2,), float(row)))
+    states = StateStore(Path(folder), 1 << 20).read("key")
+    results.put("read" if states is not None and float(states[3][1]) == 3.0 else "wrong")
+
+
+def test_two_processes_that_need_the_same_build_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=_build, args=(str(tmp_path), barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert sorted(results.get(timeout=10) for _ in range(3)) == ["built", "read", "read"]
