@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ RECIPES = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yam
 #: What the tiny models are too small for.
 SMALLER = {
     "data_size": ["compare=[frozen,lora,{strategy: partial, num_blocks: 2},full]"],
+    "domain_pretraining": ["domain_pretrain.size=64"],
     "gradual_unfreezing": ["strategy.num_blocks=[0,1,3]"],
     "r8": ["strategy.search_space.num_blocks.high=4", "dataset.train_size=100"],
     "smoke": ["strategy=frozen"],
@@ -30,6 +32,11 @@ TINY = [
     *("dataset.train_size=32", "dataset.validation_size=24", "dataset.test_size=24", "trainer.precision=fp32"),
     *("study.n_trials=1", "final.seeds=1", "trainer.batch_size=16"),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def schema() -> None:
+    register()
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +56,8 @@ def embedded(checkpoint: Callable[[str], Path]) -> Callable[[str], list[str]]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_dry_runs_on_embedded_data(recipe: str, embedded: Callable[[str], list[str]]) -> None:
-    register()
-    overrides = [*embedded(recipe), "dry_run=true", "trainer.precision=fp32", "dataset.test_size=50"]
+    small = ["trainer.precision=fp32", "trainer.batch_size=4", "dataset.test_size=50"]  # what is timed
+    overrides = [*embedded(recipe), "dry_run=true", *small]
     entries = compared(overrides, config_dir())
     studies = for_strategies(overrides, [variant(entry) for entry in entries], config_dir()) if entries else [overrides]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -66,7 +73,6 @@ def test_every_recipe_dry_runs_on_embedded_data(recipe: str, embedded: Callable[
 
 def test_the_tutorials_values_are_pinned() -> None:
     """Sizes, lengths, epochs, batches and rates, as the tutorials give them."""
-    register()
     found = {}
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for name in RECIPES:
@@ -102,12 +108,15 @@ def test_an_image_model_is_unfrozen_in_stages(tmp_path: Path, embedded: Callable
 
 
 def test_variants_of_one_strategy_stand_beside_each_other(tmp_path: Path, embedded: Callable[[str], list[str]]) -> None:
-    text = run(tmp_path, "compare", *embedded("lora_vit"), *TINY, "trainer.epochs=1")
-    sizes = runs(tmp_path, kind="final").set_index("tags.thawline.strategy")["metrics.trainable_params"]
-    assert list(sizes.index) == ["frozen", "lora-4", "lora-8", "lora-16", "lora-64", "full"]
-    assert sizes.is_monotonic_increasing or sizes["lora-64"] > sizes["full"]
-    added = sizes - sizes["frozen"]
-    assert added["lora-16"] == 2 * added["lora-8"] == 4 * added["lora-4"]
+    """LoRA of two ranks on a ViT: the recipe's own entries, two of six."""
+    recipe = embedded("lora_vit")
+    entries = compared(recipe, config_dir()) or []
+    two = json.dumps([entry for entry in entries if isinstance(entry, dict)][:2]).replace('"', "")
+    text = run(tmp_path, "compare", *recipe, *TINY, "trainer.epochs=1", f"compare={two}")
+    finals = runs(tmp_path, kind="final").set_index("tags.thawline.strategy")
+    added = finals["metrics.trainable_params_backbone"]
+    assert list(added.index) == ["lora-4", "lora-8"]
+    assert added["lora-8"] == 2 * added["lora-4"]
     assert text.count("Report:") == 1
 
 
@@ -131,9 +140,9 @@ def test_a_curve_over_train_sizes_is_rebuilt_from_mlflow_alone(
     tmp_path: Path, embedded: Callable[[str], list[str]]
 ) -> None:
     sizes = "dataset.train_sizes=[16,32]"
-    text = run(tmp_path, "compare", *embedded("data_size"), *TINY, sizes, "trainer.epochs=1", "strategy=frozen,full")
+    text = run(tmp_path, "compare", *embedded("data_size"), *TINY, sizes, "trainer.epochs=1", "strategy=frozen")
     studies = runs(tmp_path, kind="study")
-    assert studies["params.train_size"].tolist() == ["16", "16", "32", "32"]
+    assert studies["params.train_size"].tolist() == ["16", "32"]
     assert studies["tags.thawline.comparison"].nunique() == 2
     (curve,) = set(studies["tags.thawline.curve"])
     page = tmp_path / "reports" / curve / "data_size.md"
