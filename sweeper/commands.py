@@ -38,7 +38,8 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     """
     # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from sweeper.comparison import prepare_comparisons, print_dry_run, run_comparison  # reports do without torch
+    from sweeper.comparison import prepare_comparisons, run_comparison  # reports do without torch
+    from sweeper.dry_run import print_dry_run
 
     config, console = configs[0], Console()
     sizes = config.dataset.train_sizes

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import optuna
 from omegaconf import OmegaConf
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from strategies import NotApplicable, ZeroShot
+from strategies import NotApplicable
 from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
-from sweeper.data.floors import FLOORS, FloorResult, floors, score_floor
 from sweeper.errors import ConfigError, StudyError
-from sweeper.estimate import estimate, estimate_pretraining
-from sweeper.hashing import digest
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import timm_repository
-from sweeper.models.zero_shot import check_zero_shot, zero_shot
-from sweeper.objective import Task, predictions_table
+from sweeper.models.zero_shot import check_zero_shot
+from sweeper.objective import Task
 from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
-from sweeper.progress import Progress, duration
-from sweeper.prompting import Prompting, ask_dataset, prompted_name
+from sweeper.progress import Progress
+from sweeper.prompting import Prompting
+from sweeper.references import log_floors, log_prompted, log_zero_shot
 from sweeper.search_space import StrategySpec, parse_strategy
 from sweeper.study import finished_trials, run_study
 from sweeper.tracking import Tracker
@@ -45,7 +38,7 @@ from sweeper.training.domain_pretrain import is_masked
 from sweeper.training.state_store import StateStore
 from sweeper.training.trainer import TrainerSettings, resolve_precision
 
-__all__ = ["Outcome", "Prepared", "prepare_comparisons", "print_dry_run", "run_comparison"]
+__all__ = ["Outcome", "Prepared", "prepare_comparisons", "run_comparison"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ def prepare_comparisons(
                     "Give dataset.validation_size, so that the train size does not change the validation split.",
                 )
             # Equal at every size, and held once.
-            new = replace(new, task=replace(new.task, pretrained=first.task.pretrained))
+            new = replace(new, task=replace(new.task, pretrained=first.task.pretrained, cache=first.task.cache))
         prepared.append(new)
     return prepared
 
@@ -152,12 +145,12 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     with Owner(output_dir), Progress(console, config.verbosity) as progress:
         tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
         storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
-        _log_floors(plans[0], task.dataset, tracker, progress)
+        log_floors(plans[0], task.dataset, tracker, progress)
         if prepared.prompting is not None:
-            _log_prompted(plans[0], prepared.prompting, config, task.dataset, tracker, progress)
+            log_prompted(plans[0], prepared.prompting, config, task.dataset, tracker, progress)
         for plan, own in zip(plans, prepared.configs, strict=True):
             if not plan.spec.cls.trains:
-                _log_reference(plan, own, task, tracker, progress)
+                log_zero_shot(plan, own, task, tracker, progress)
         for plan in studies:
             already = min(_finished_trials(plan, storage), plan.n_trials)
             progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, plan.epochs, already)
@@ -347,71 +340,6 @@ def _check_descriptions(config: Config, dataset: Dataset) -> list[str]:
     ]
 
 
-def print_dry_run(comparisons: Sequence[Prepared], console: Console) -> None:
-    """Say what would run, and how long: the configuration, the search spaces, a table of each comparison."""
-    first = comparisons[0]
-    _line(console, OmegaConf.to_yaml(first.configs[0], resolve=True))
-    for plan in first.plans:
-        if plan.spec.cls.trains:
-            _line(console, f"search space of {plan.strategy}:")
-            for name, distribution in plan.spec.space.items():
-                _line(console, f"  {name:<18} {_describe(distribution)}")
-    seconds = sum(_print_estimate(prepared, console) for prepared in comparisons)
-    if len(comparisons) > 1:
-        sizes = ", ".join(f"{len(prepared.task.dataset.train):,}" for prepared in comparisons)
-        _line(console, f"at train sizes {sizes}: about {duration(seconds)} in all")
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_estimate(prepared: Prepared, console: Console) -> float:
-    """The studies of a comparison with their sizes and times; returns seconds, of all of them."""
-    plans, task, prompting = prepared.plans, prepared.task, prepared.prompting
-
-    def line(text: str) -> None:
-        _line(console, text)
-
-    studies = [plan for plan in plans if plan.spec.cls.trains]
-    line(f"\n{plans[0].comparison}: nothing is started")
-    for plan in plans:
-        if not plan.spec.cls.trains:
-            line(f"{plan.strategy} trains nothing: it is scored once")
-    if prompting is not None:
-        items = min(prompting.max_items or len(task.dataset.test), len(task.dataset.test))
-        line(f"{prompted_name(prompting, len(task.dataset.test))}: {items} requests to {prompting.base_url}")
-    if not studies:
-        return 0.0
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("strategy", "trainable", "of", "time, about"):
-        table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
-    pretraining = 0.0
-    if domain := plans[0].domain_pretrain.epochs:
-        pretraining = estimate_pretraining(task, plans[0].domain_pretrain)
-        line(f"domain pretraining, {domain} epochs once for all: about {duration(pretraining)}, charged to each study")
-    if rounds := plans[0].pseudo_label.rounds:
-        line(f"pseudo-labelling, {rounds} rounds in each trial and final: the time if every unlabelled item joins")
-    total_seconds = pretraining
-    for plan in studies:
-        guess = estimate(task, plan.spec, plan.n_trials, plan.final_seeds, plan.pseudo_label)
-        total_seconds += guess.seconds
-        low, high = guess.trainable_params
-        trainable = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        table.add_row(
-            plan.strategy.replace("+", "\n+"),
-            trainable,
-            f"{guess.total_params:,}",
-            duration(guess.seconds + pretraining),
-        )
-    console.print(table)
-    line(
-        f"{plans[0].n_trials} trials and {plans[0].final_seeds} finals each, without pruning: "
-        f"about {duration(total_seconds)} in all, from a few timed steps."
-    )
-    return total_seconds
-
-
 # --- around the studies ------------------------------------------------------------------------------------------
 
 
@@ -424,131 +352,6 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
             f"the Optuna storage study.storage={url} cannot be opened: {reason}",
             "Leave it out to use a database in output_dir, or give an SQLAlchemy URL such as sqlite:///file.db.",
         ) from error
-
-
-def _log_floors(plan: Plan, dataset: Dataset, tracker: Tracker, progress: Progress) -> None:
-    """Score the floors of a comparison once."""
-    complete = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_COMPLETE}
-    if len(tracker.find({schema.TAG_COMPARISON: plan.comparison, **complete})) >= len(FLOORS[dataset.modality]):
-        return
-    running = {schema.TAG_KIND: schema.KIND_FLOOR, schema.TAG_STATE: schema.STATE_RUNNING}
-    tracker.close_interrupted(tracker.find({schema.TAG_COMPARISON: plan.comparison, **running}))
-    features = {"text": "TF-IDF", "image": "raw pixels"}[dataset.modality]
-    progress.note(f"Scoring the floors: majority class, logistic regression on {features} ...")
-    tags = {key: value for key, value in plan.tags.items() if key not in (schema.TAG_STUDY, schema.TAG_STRATEGY)}
-    for floor in floors(dataset):
-        _log_floor(plan, floor, tags, dataset, tracker)
-
-
-def _log_floor(
-    plan: Plan,
-    floor: FloorResult,
-    tags: Mapping[str, str],
-    dataset: Dataset,
-    tracker: Tracker,
-    more: Mapping[str, Any] | None = None,
-    more_metrics: Mapping[str, float] | None = None,
-) -> None:
-    params = {key: plan.params[key] for key in (schema.PARAM_MODEL, schema.PARAM_DATASET, schema.PARAM_TRAIN_SIZE)}
-    params |= {schema.PARAM_FLOOR: floor.name, **(more or {})}
-    run_id = tracker.start(schema.KIND_FLOOR, f"floor {floor.name}", tags, params)
-    predictions = predictions_table(dataset.test, floor.predictions, floor.probabilities)
-    tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, predictions)
-    metrics = {
-        schema.TEST_ACCURACY: floor.test_accuracy,
-        schema.TEST_MACRO_F1: floor.test_macro_f1,
-        schema.TRAINABLE_PARAMS: floor.trainable_params,
-        schema.TRAIN_SECONDS: floor.seconds,
-        **(more_metrics or {}),
-    }
-    if floor.validation_accuracy is not None:
-        metrics[schema.VALIDATION_ACCURACY] = floor.validation_accuracy
-    tracker.finish(run_id, schema.STATE_COMPLETE, metrics=metrics)
-
-
-def _log_reference(plan: Plan, config: Config, task: Task, tracker: Tracker, progress: Progress) -> None:
-    """Score a strategy that trains nothing, once, as a floor of its comparison."""
-    if _is_newest_reference(plan.tags, tracker):
-        return
-    tracker.close_interrupted(tracker.open_runs(plan.study))
-    progress.note(f"Scoring {plan.strategy} ...")
-    started = time.perf_counter()
-    dataset = task.dataset
-    described = config.dataset.label_descriptions
-    given = dict(described or {name: name for name in dataset.label_names})
-    template = cast(ZeroShot, plan.spec.build({})[0]).sentence(
-        names_of_images=dataset.modality == "image" and not described
-    )
-    probabilities = zero_shot(
-        _source(config),
-        [*dataset.validation.inputs, *dataset.test.inputs],
-        [template.replace("{}", given[name]) for name in dataset.label_names],
-        modality=config.model.modality,
-        pooling=effective_pooling(config.model),
-        max_length=config.dataset.max_length,
-        revision=task.revision,
-    )
-    validation, test = probabilities[: len(dataset.validation)], probabilities[len(dataset.validation) :]
-    right = validation.argmax(-1).numpy() == dataset.validation.labels
-    highest, predictions = test.max(-1)
-    result = score_floor(plan.strategy, dataset, float(right.mean()), 0, started, predictions.numpy(), highest.numpy())
-    texts = {"template": template, "descriptions": json.dumps(given)}
-    _log_floor(plan, result, plan.tags, dataset, tracker, texts)
-    progress.note(f"{plan.strategy}: test accuracy {result.test_accuracy:.4f}")
-
-
-def _log_prompted(
-    plan: Plan, settings: Prompting, config: Config, dataset: Dataset, tracker: Tracker, progress: Progress
-) -> None:
-    """Ask a prompted model, once, as a floor of the comparison."""
-    described = config.dataset.label_descriptions
-    descriptions = None if described is None else dict(described)
-    name = prompted_name(settings, len(dataset.test))
-    how = ("concurrency", "timeout", "api_key_variable")  # changes no answer
-    identity = {key: value for key, value in asdict(settings).items() if key not in how}
-    identity |= {"comparison": plan.comparison, "seed": config.dataset.seed, "descriptions": descriptions}
-    tags = {
-        **plan.tags,
-        schema.TAG_STUDY: f"{plan.comparison}-prompted-{digest(identity, 8)}",
-        schema.TAG_STRATEGY: name,
-    }
-    if _is_newest_reference(tags, tracker):
-        return
-    tracker.close_interrupted(tracker.open_runs(tags[schema.TAG_STUDY]))
-    progress.note(f"Scoring {escape(name)} at {escape(settings.base_url)} ...")
-    started = time.perf_counter()
-    answers = ask_dataset(
-        dataset,
-        settings,
-        descriptions=descriptions,
-        seed=config.dataset.seed,
-        on_answer=lambda done, total: progress.items(name, done, total),
-    )
-    asked = replace(dataset, test=answers.test)
-    unknown = np.full(len(answers.test), np.nan)
-    result = score_floor(name, asked, None, 0, started, answers.predictions, unknown)
-    params = {
-        schema.PARAM_PROMPTED_MODEL: settings.model,
-        schema.PARAM_SHOTS: settings.shots,
-        "instruction": settings.instruction,
-        "descriptions": json.dumps(descriptions),
-    }
-    metrics = {
-        schema.PROMPTED_ITEMS: len(answers.test),
-        schema.PROMPTED_UNPARSED: answers.unparsed,
-        schema.PROMPTED_CUT: answers.cut,
-    }
-    _log_floor(plan, result, tags, asked, tracker, params, metrics)
-    unparsed = f", {answers.unparsed} answers without one clear label count as wrong" if answers.unparsed else ""
-    of = f" on {len(answers.test)} of {len(dataset.test)} items" if len(answers.test) < len(dataset.test) else ""
-    progress.note(f"{escape(name)}: test accuracy {result.test_accuracy:.4f}{of}{unparsed}")
-
-
-def _is_newest_reference(tags: Mapping[str, str], tracker: Tracker) -> bool:
-    """Whether it is scored, and nothing else under its name has been since, of which a report takes the newest."""
-    complete = {schema.TAG_STATE: schema.STATE_COMPLETE, schema.TAG_COMPARISON: tags[schema.TAG_COMPARISON]}
-    mine = tracker.find({**complete, schema.TAG_STUDY: tags[schema.TAG_STUDY]})
-    return bool(mine) and mine[:1] == tracker.find({**complete, schema.TAG_STRATEGY: tags[schema.TAG_STRATEGY]})[:1]
 
 
 def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:
@@ -573,10 +376,3 @@ def _quieten_libraries() -> None:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def _describe(distribution: optuna.distributions.BaseDistribution) -> str:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return f"one of {', '.join(map(str, distribution.choices))}"
-    bounds = f"{distribution.low:g} to {distribution.high:g}"  # type: ignore[attr-defined]
-    return f"{bounds}, log scale" if distribution.log else bounds  # type: ignore[attr-defined]

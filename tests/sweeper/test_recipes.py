@@ -12,8 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from sweeper.comparison import prepare_comparisons, print_dry_run
+from sweeper.comparison import prepare_comparisons
 from sweeper.config import Config, config_dir, register
+from sweeper.dry_run import print_dry_run
 from sweeper.overrides import compared, for_strategies, variant
 from tests.cli import run, runs
 
