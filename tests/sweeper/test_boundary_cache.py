@@ -29,6 +29,7 @@ MODELS = {
     "cnn": ("resnet", "image", "linear"),
     "vit": ("vit-timm", "image", "native"),
 }
+ALL_STRATEGIES = ("encoder", "cnn")  # of the others, the slow tests run what is not run here
 STRATEGIES = {
     "frozen": Frozen(),
     "partial": Partial(num_blocks=1),
@@ -39,7 +40,7 @@ STRATEGIES = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module")
 def tasks(
     request: pytest.FixtureRequest,
     checkpoint: Callable[[str], Path],
@@ -77,7 +78,18 @@ def spec(strategy: Strategy) -> StrategySpec:
     return StrategySpec(type(strategy), {"learning_rate": 3e-3, **fields}, {})
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    ("tasks", "name"),
+    [
+        pytest.param(
+            model, name, marks=() if model in ALL_STRATEGIES or name in ("frozen", "partial") else pytest.mark.slow
+        )
+        for model in MODELS
+        for name in STRATEGIES
+    ],
+    indirect=["tasks"],
+    scope="module",
+)
 def test_training_is_the_same_and_the_first_block_never_runs(
     tasks: tuple[Task, Task], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def planned(printed: str) -> str:
     return next(line for line in printed.splitlines() if line.endswith(": nothing is started")).partition(":")[0]
 
 
+@pytest.mark.slow
 def test_a_model_and_a_dataset_of_the_hub_end_in_a_report(
     hub: Hub, client: Client, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_test_split_without_labels_is_not_used(client: Client) -> None:
     assert "In user/hidden, the split test has no labels: test is carved from train instead" in printed
 
 
+@pytest.mark.slow
 def test_the_hubs_own_copy_of_a_script_dataset_is_read(client: Client) -> None:
     asked = (*TEXT, "dataset.name=user/converted", "dry_run=true")
     client.run(*asked, "dataset.revision=refs/convert/parquet")

@@ -108,6 +108,7 @@ def test_an_image_model_is_unfrozen_in_stages(tmp_path: Path, embedded: Callable
     assert head < mean < final["metrics.trainable_params"] < final["metrics.total_params"]
 
 
+@pytest.mark.slow
 def test_variants_of_one_strategy_stand_beside_each_other(tmp_path: Path, embedded: Callable[[str], list[str]]) -> None:
     """LoRA of two ranks on a ViT: the recipe's own entries, two of six."""
     recipe = embedded("lora_vit")

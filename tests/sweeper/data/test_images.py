@@ -280,6 +280,7 @@ def test_the_weighted_loss_is_torchs_and_does_not_grow_with_accumulation(checkpo
     assert parts.fit.best.train_loss == pytest.approx(finished.fit.best.train_loss, rel=0.2)
 
 
+@pytest.mark.slow
 def test_images_with_pseudo_labels_augmentation_and_weights_go_through_the_command(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
