@@ -234,7 +234,7 @@ def _load(config: Config, console: Console) -> Task:
         augmentation=data.augmentation,
         store=_store(config),
     )
-    for warning in task.summary()["warnings"]:
+    for warning in task.summary["warnings"]:
         console.print(f"[yellow]data:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     return task
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,6 +168,7 @@ class Task:
             shifted=shifted,
         )
 
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """The dataset's summary, with what this model's tokenizer makes of its texts."""
         if self.dataset.modality != "text":
