@@ -80,7 +80,7 @@ class BoundaryCache:
         self._weights = {**dict(pretrained.model.named_parameters()), **dict(pretrained.model.named_buffers())}
         self._templates: dict[tuple[str, ...], _Templates | None] = {}
         self._agreed: set[tuple[type, str]] = set()
-        self._too_large: set[str] = set()
+        self._refused: set[str] = set()
 
     def of(self, pretrained: Pretrained) -> BoundaryCache:
         """The same for other weights."""
@@ -122,18 +122,21 @@ class BoundaryCache:
         return attached
 
     def states(self, cut: str, split: EncodedSplit) -> States | None:
-        """The states that enter the module ``cut``, recorded now where they are not yet; ``None`` = too large."""
+        """The states that enter the module ``cut``, recorded now where they are not yet; ``None`` = they cannot be."""
         key = digest(
             [VERSION, self._pretrained.fingerprint, self._reading, cut, self.precision, split.key, *_versions()], 24
         )
-        if (found := self._store.read(key)) is not None or key in self._too_large:
+        if (found := self._store.read(key)) is not None or key in self._refused:
             return found
-        with self._store.building(key):
-            if (found := self._store.read(key)) is None:
-                self._record(cut, split, key)
+        try:
+            with self._store.building(key):
+                if (found := self._store.read(key)) is None:
+                    self._record(cut, split, key)
+        except OSError as error:  # a full or read-only disk: the run goes on, and pays for all of it
+            logger.warning("states cannot be recorded, and are computed again and again: %s", error)
         found = self._store.read(key)
         if found is None:
-            self._too_large.add(key)
+            self._refused.add(key)
         return found
 
     def _record(self, cut: str, split: EncodedSplit, key: str) -> None:

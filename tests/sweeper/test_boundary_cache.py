@@ -168,6 +168,15 @@ def test_what_does_not_fit_runs_uncached(stored: Any, tmp_path: Path) -> None:
     assert run.fit.best.validation_loss == pytest.approx(expected.fit.best.validation_loss, rel=1e-4)
 
 
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "states").write_text("a file, where a folder is needed")
+    store = StateStore(tmp_path / "states", 1 << 30)
+    task = load_task(tiny_checkpoint, (24, 20, 20), max_length=24, store=store)
+    expected = load_task(tiny_checkpoint, (24, 20, 20), max_length=24).run(spec(Frozen()), {}, seed=1)
+    run = task.run(spec(Frozen()), {}, seed=1)
+    assert run.fit.best.validation_loss == pytest.approx(expected.fit.best.validation_loss, rel=1e-4)
+
+
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 3000)
     for key in ("a", "b", "c"):

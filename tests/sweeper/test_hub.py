@@ -137,20 +137,24 @@ def test_the_hubs_own_copy_of_a_script_dataset_is_read(client: Client) -> None:
     assert "falls back on another version in its cache" in client.run(*asked, status=2)
 
 
+REFUSALS = [
+    ("model.name=user/none", "model 'user/none' does not exist on http://127.0.0.1"),
+    ("dataset.name=user/none", "dataset 'user/none' does not exist on http://127.0.0.1"),
+    ("model.name=user/closed", "model 'user/closed' is gated"),
+    ("dataset.text_column=texts", "dataset.text_column=texts: did you mean 'text'? allowed: label, text"),
+]
+MORE_REFUSALS = [  # a process each
+    ("dataset.name=user/closed", "dataset 'user/closed' is gated"),
+    ("model.revision=v9", "model 'user/bert' has no revision 'v9'"),
+    ("dataset.revision=v9", "dataset 'user/reviews' has no revision 'v9'"),
+    ("model.name=no/such/name", "model 'no/such/name': no name of a repository on the hub"),
+    ("dataset.name=user/script", "is a script that would have to run"),
+    ("dataset.subset=other", "dataset 'user/reviews' cannot be read: BuilderConfig 'other' not found"),
+]
+
+
 @pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("model.name=user/none", "model 'user/none' does not exist on http://127.0.0.1"),
-        ("dataset.name=user/none", "dataset 'user/none' does not exist on http://127.0.0.1"),
-        ("model.name=user/closed", "model 'user/closed' is gated"),
-        ("dataset.name=user/closed", "dataset 'user/closed' is gated"),
-        ("model.revision=v9", "model 'user/bert' has no revision 'v9'"),
-        ("dataset.revision=v9", "dataset 'user/reviews' has no revision 'v9'"),
-        ("model.name=no/such/name", "model 'no/such/name': no name of a repository on the hub"),
-        ("dataset.name=user/script", "is a script that would have to run"),
-        ("dataset.subset=other", "dataset 'user/reviews' cannot be read: BuilderConfig 'other' not found"),
-        ("dataset.text_column=texts", "dataset.text_column=texts: did you mean 'text'? allowed: label, text"),
-    ],
+    ("override", "words"), [*REFUSALS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_REFUSALS)]
 )
 def test_what_the_hub_does_not_give_is_said_in_two_lines(client: Client, override: str, words: str) -> None:
     printed = client.run(*TEXT, override, "dry_run=true", status=2)

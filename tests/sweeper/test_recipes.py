@@ -55,6 +55,7 @@ def embedded(checkpoint: Callable[[str], Path]) -> Callable[[str], list[str]]:
     return overrides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_dry_runs_on_embedded_data(recipe: str, embedded: Callable[[str], list[str]]) -> None:
     small = ["trainer.precision=fp32", "trainer.batch_size=4", "dataset.test_size=50"]  # what is timed

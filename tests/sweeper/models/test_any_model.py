@@ -128,6 +128,7 @@ def test_an_entry_trains_and_its_saved_model_agrees(checkpoint: Checkpoint, tmp_
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["mlp", "native"])
 @pytest.mark.parametrize("name", DISTINCT)
 def test_other_heads_of_an_entry_are_saved_too(checkpoint: Checkpoint, tmp_path: Path, name: str, head: str) -> None:
