@@ -114,6 +114,7 @@ def test_a_model_and_a_dataset_of_the_hub_end_in_a_report(
     hub.add("user/bert", checkpoint("bert"))
 
 
+@pytest.mark.slow
 def test_images_of_the_hub_meet_a_model_of_timm(client: Client, tmp_path: Path) -> None:
     printed = client.run(
         *("model=hub_image", "model.name=user/resnet", "dataset=hub", "dataset.name=user/pictures"),

@@ -101,6 +101,7 @@ def test_a_text_model_is_fine_tuned(tmp_path: Path, embedded: Callable[..., list
     assert final["metrics.trainable_params_backbone"] == 3 * 2 * 8 * (32 + 32)
 
 
+@pytest.mark.slow
 def test_an_image_model_is_unfrozen_in_stages(tmp_path: Path, embedded: Callable[[str], list[str]]) -> None:
     run(tmp_path, "sweep", *embedded("gradual_unfreezing"), *TINY, "trainer.epochs=4")
     (final,) = runs(tmp_path, kind="final").to_dict("records")
@@ -123,6 +124,7 @@ def test_variants_of_one_strategy_stand_beside_each_other(tmp_path: Path, embedd
     assert text.count("Report:") == 1
 
 
+@pytest.mark.slow
 def test_a_source_is_adapted_to_an_unlabelled_target(tmp_path: Path, embedded: Callable[[str], list[str]]) -> None:
     recipe = [*embedded("domain_adaptation"), *TINY, "trainer.epochs=1", "pseudo_label.size=40"]
     run(tmp_path, "sweep", *recipe, "pseudo_label.threshold=0.12")

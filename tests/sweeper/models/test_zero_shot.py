@@ -158,6 +158,7 @@ def test_a_template_without_its_place_is_refused() -> None:
         ZeroShot(template="a photo")
 
 
+@pytest.mark.slow
 def test_zero_shot_on_images_is_a_row_of_the_report(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     data = ["dataset=digits", "dataset.train_size=20", "dataset.validation_size=20", "dataset.test_size=30"]
     small = [*data, "model=local", "model.modality=image", "trainer.epochs=1", "study.n_trials=1", "final.seeds=1"]
