@@ -26,7 +26,7 @@ from sweeper.training.pseudo_label import PseudoLabelling
 __all__ = ["Plan", "make_plan"]
 
 #: Raised when the same configuration trains differently, so that runs before and after are not mixed.
-TRAINING_VERSION = 3  # one generator orders the batches, of whatever lengths
+TRAINING_VERSION = 4  # dropout masks come from a pool
 
 HASH_LENGTH = 8  # hex digits at the end of names
 

@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.training.boundary_cache import Attached, BoundaryCache, autocast, device
+from sweeper.training.dropout import PooledDropout
 from sweeper.training.head import train_head
 
 __all__ = [
@@ -230,7 +231,8 @@ def fit(
                 sampler=sampler,
             )
             trainer.remove_callback(PrinterCallback)
-            trainer.train()
+            with PooledDropout():
+                trainer.train()
     enter_stage(model, Stage(), trained)
     recorder.restore_best(model)
     return FitResult(
