@@ -55,6 +55,8 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         failures += outcome.failures
         if outcome.studies == 0:
             console.print("Nothing is trained: name another strategy beside it to compare.", highlight=False)
+        elif config.final.seeds == 0:
+            console.print("No finals, no test scores, no report: a higher final.seeds adds them.", highlight=False)
         elif len(outcome.failures) < outcome.studies:
             reported.append(_build_report(config, outcome.comparison))
             _print_report(reported[-1], config, console)

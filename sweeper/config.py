@@ -149,7 +149,7 @@ class CacheConfig:
 class FinalConfig:
     """The retraining of the best configuration, scored on the test split."""
 
-    seeds: int = 3  # how many
+    seeds: int = 3  # how many; 0 = the search alone: no test scores, no report
 
 
 @dataclass
@@ -367,7 +367,7 @@ _DATA_KEYS: dict[str, tuple[str, ...]] = {
 }
 _MINIMA = (
     ("study", "n_trials", 1),
-    ("final", "seeds", 1),
+    ("final", "seeds", 0),
     ("trainer", "epochs", 1),
     ("trainer", "batch_size", 1),
     ("trainer", "gradient_accumulation_steps", 1),

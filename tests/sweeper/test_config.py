@@ -91,13 +91,13 @@ def test_every_key_of_the_schema_is_read_somewhere(repository: Path) -> None:
 
 
 def test_all_mistakes_come_at_once() -> None:
-    found = problems("strategy=lorra", "study.n_trial=3", "trainer.epochs=x", "final.seeds=0", "dataset.train_size=1")
+    found = problems("strategy=lorra", "study.n_trial=3", "trainer.epochs=x", "final.seeds=-1", "dataset.train_size=1")
     assert len(found) == 5
     text = "\n".join(found)
     assert "strategy=lorra: did you mean 'lora' or 'qlora' or 'rslora'? allowed: " in text
     assert "study.n_trial: no such key; did you mean 'study.n_trials'" in text
     assert "trainer.epochs=x: Value 'x' of type 'str' could not be converted to Integer" in text
-    assert "final.seeds=0: must be at least 1" in text
+    assert "final.seeds=-1: must be at least 0" in text
     assert "dataset.train_size=1: must be at least 2" in text
 
 
