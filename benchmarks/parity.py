@@ -33,7 +33,8 @@ from sweeper.assets import fetch
 from sweeper.data import Dataset, Split, load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import parse_strategy
-from sweeper.training.trainer import TrainerSettings, resolve_precision
+from sweeper.training.fit import TrainerSettings
+from sweeper.training.precision import resolve_precision
 
 EPOCHS, BATCH_SIZE, WEIGHT_DECAY, WARM_UP, CLIP, MAX_LENGTH = 2, 32, 0.01, 0.1, 1.0, 128
 RATES = {"full": 1e-4, "lora": 2e-3}

@@ -1,8 +1,8 @@
 """Reports: read a comparison back from MLflow and say, with its uncertainty, which strategy to choose.
 
 The data flows one way: ``load`` (the only reader of MLflow) -> ``stats`` -> ``tables``, ``verdict`` and ``plots`` ->
-``render``, and ``data_size`` for
-several comparisons. Nothing here trains or samples anything, and importing the package loads none of its dependencies.
+``render``, and ``data_size`` for several comparisons. Nothing here trains or samples anything, and importing the
+package loads none of its dependencies.
 """
 
 from __future__ import annotations

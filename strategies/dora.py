@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from strategies.base import Layout
@@ -36,8 +35,7 @@ class Dora(Lora):
         without_dropout = convolutions(model, names)
         super()._adapt(model, layout, names)
         for name in without_dropout:
-            layer = model.get_submodule(name)
-            assert isinstance(layer, LoraLayer)
+            layer: Any = model.get_submodule(name)
             layer.lora_dropout["default"] = nn.Identity()
         return model
 

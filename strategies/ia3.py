@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peft import IA3Config
-from peft.tuners.ia3 import IA3Model
 from torch import nn
 
 from strategies.base import BackboneStrategy, Layout, NotApplicable
@@ -51,6 +49,9 @@ class Ia3(BackboneStrategy):
             NotApplicable: a layer is a convolution, or none goes by a usual name of keys or values.
             ValueError: no layer of the blocks goes by a name that was given, or the model has fewer blocks.
         """
+        from peft import IA3Config
+        from peft.tuners.ia3 import IA3Model
+
         outputs, inputs = self._outputs(model, layout), self._inputs(model, layout)
         names = only_linear(self.name, model, tuple(dict.fromkeys([*outputs, *inputs])))
         if both := sorted(set(outputs) & set(inputs)):

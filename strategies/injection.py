@@ -6,15 +6,18 @@ boundary, counts and saving work as they do for every other strategy.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from strategies.base import Layout, NotApplicable, split_list
+
+if TYPE_CHECKING:
+    # peft takes seconds to import; only what adapts a model pays for it.
+    from peft.tuners.tuners_utils import BaseTuner
 
 __all__ = [
     "AUTO",
@@ -94,6 +97,8 @@ def is_stored_transposed(model: nn.Module, names: tuple[str, ...]) -> bool:
 
 def inject(tuner: type[BaseTuner], config: Any, model: nn.Module, layout: Layout) -> nn.Module:
     """Wrap the layers that ``config`` names, in place; adapters and head train, the rest is frozen."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     tuner(model, config, "default")
     for name, parameter in model.named_parameters():
         if layout.is_head(name):
@@ -107,6 +112,8 @@ def inject(tuner: type[BaseTuner], config: Any, model: nn.Module, layout: Layout
 @torch.no_grad()
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Fold every adapter into its layer and remove it; the outputs stay the same, no trace of peft is left."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()

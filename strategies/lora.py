@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer, LoraModel
 from torch import nn
 
 from strategies.base import BackboneStrategy, Layout
@@ -66,6 +64,9 @@ class Lora(BackboneStrategy):
         return (self.alpha_ratio or self.default_alpha_ratio) * self.rank if self.alpha is None else self.alpha
 
     def _adapt(self, model: nn.Module, layout: Layout, names: tuple[str, ...]) -> nn.Module:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraLayer, LoraModel
+
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self._alpha(),  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -52,6 +51,8 @@ class QLora(Lora):
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Dequantise, add each update to its layer and remove the matrices; the outputs stay the same."""
+        from peft.tuners.lora import LoraLayer
+
         for name, module in list(model.named_modules()):
             if isinstance(module, _QuantisedLinear):
                 model.set_submodule(name, module.plain())

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from peft import VeraConfig
-from peft.tuners.vera import VeraModel
 from torch import nn
 
 from strategies.base import BackboneStrategy, Layout
@@ -47,6 +45,9 @@ class Vera(BackboneStrategy):
             NotApplicable: a target is a convolution.
             ValueError: no layer of the blocks goes by a name in ``targets``, or the model has fewer blocks.
         """
+        from peft import VeraConfig
+        from peft.tuners.vera import VeraModel
+
         names = only_linear(self.name, model, find_targets(layout, self.targets, self.num_blocks))
         config = VeraConfig(
             r=self.rank,

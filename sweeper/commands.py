@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from reports import Report, build_report, build_size_report, is_curve
+import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
 from sweeper.errors import StudyError
@@ -38,8 +39,11 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     """
     # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    gc.disable()  # a sixth of the imports would go into looking again and again at what they have made
     from sweeper.comparison import prepare_comparisons, run_comparison  # reports do without torch
     from sweeper.dry_run import print_dry_run
+
+    gc.enable()
 
     config, console = configs[0], Console()
     sizes = config.dataset.train_sizes
@@ -79,14 +83,14 @@ def report(config: Config) -> None:
         ConfigError: there is no such comparison.
     """
     name = config.report.comparison
-    if name is not None and is_curve(_tracking_uri(config), name):
+    if name is not None and reports.is_curve(_tracking_uri(config), name):
         _print_size_report(_build_size_report(config, name), config, Console())
         return
     _print_report(_build_report(config, config.report.comparison), config, Console())
 
 
-def _build_report(config: Config, comparison: str | None) -> Report:
-    return build_report(
+def _build_report(config: Config, comparison: str | None) -> reports.Report:
+    return reports.build_report(
         _tracking_uri(config),
         reports_dir=Path(config.output_dir) / "reports",
         comparison=comparison,
@@ -94,8 +98,8 @@ def _build_report(config: Config, comparison: str | None) -> Report:
     )
 
 
-def _build_size_report(config: Config, curve: str) -> Report:
-    return build_size_report(
+def _build_size_report(config: Config, curve: str) -> reports.Report:
+    return reports.build_size_report(
         _tracking_uri(config),
         reports_dir=Path(config.output_dir) / "reports",
         curve=curve,
@@ -103,7 +107,7 @@ def _build_size_report(config: Config, curve: str) -> Report:
     )
 
 
-def _print_size_report(report: Report, config: Config, console: Console) -> None:
+def _print_size_report(report: reports.Report, config: Config, console: Console) -> None:
     sizes = sorted(report.table["train_size"].unique())
     console.print(f"\n[bold]{report.comparison}[/bold], test accuracy by train size", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
@@ -124,7 +128,7 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     return "" if math.isnan(row["test_accuracy"]) else f"{row['test_accuracy']:.3f}\n{_interval(row)}".strip()
 
 
-def _print_report(report: Report, config: Config, console: Console) -> None:
+def _print_report(report: reports.Report, config: Config, console: Console) -> None:
     console.print(f"\n[bold]{report.comparison}[/bold], test split", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")

@@ -35,8 +35,9 @@ from sweeper.search_space import StrategySpec, parse_strategy
 from sweeper.study import finished_trials, run_study
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import is_masked
+from sweeper.training.fit import TrainerSettings
+from sweeper.training.precision import resolve_precision
 from sweeper.training.state_store import StateStore
-from sweeper.training.trainer import TrainerSettings, resolve_precision
 
 __all__ = ["Outcome", "Prepared", "prepare_comparisons", "run_comparison"]
 
@@ -213,7 +214,7 @@ def _load(config: Config, console: Console) -> Task:
         weight_decay=trainer.weight_decay,
         warmup_ratio=trainer.warmup_ratio,
         max_grad_norm=trainer.max_grad_norm,
-        precision=resolve_precision(trainer.precision),
+        precision=trainer.precision,
         gradient_accumulation_steps=trainer.gradient_accumulation_steps,
         length_grouping=trainer.length_grouping,
         class_weights=trainer.class_weights,

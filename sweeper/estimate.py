@@ -13,8 +13,8 @@ from sweeper.data.encoding import EncodedSplit
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.training.domain_pretrain import DomainPretraining, pretrain_language_model
+from sweeper.training.fit import EVAL_BATCH_SIZE, stage_epochs
 from sweeper.training.pseudo_label import PseudoLabelling
-from sweeper.training.trainer import EVAL_BATCH_SIZE, stage_epochs
 
 __all__ = ["Estimate", "estimate", "estimate_pretraining"]
 

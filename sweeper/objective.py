@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -15,30 +15,26 @@ import pandas as pd
 import torch
 from sklearn.metrics import f1_score
 from torch import nn
-from transformers import set_seed
 
 from strategies import Stage, Strategy, count_parameters, enter_stage
 from sweeper import schema
+from sweeper.assets import cache_root
 from sweeper.data import Dataset, Split
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.data.images import ImageEncoder
 from sweeper.data.splits import sample_rows
 from sweeper.data.tokenize import TextEncoder, token_summary
+from sweeper.hashing import digest
 from sweeper.models.additions import WithAdditions
 from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
+from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
+from sweeper.training.precision import measured_precision, resolve_precision
+from sweeper.training.recorder import EpochRecord
+from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
-from sweeper.training.trainer import (
-    EpochRecord,
-    FitResult,
-    TrainerSettings,
-    TrainingData,
-    fit,
-    predict,
-    stage_epochs,
-)
 
 __all__ = ["Run", "Task", "TestScores", "predictions_table"]
 
@@ -96,6 +92,8 @@ class Task:
     backbone_trained: bool = False
     cache: BoundaryCache | None = None
     shifted: EncodedSplit | None = None
+    #: Of each strategy, what it neither trains nor changes: its models share these parameters with the pretrained one.
+    _shared: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
 
     @classmethod
     def load(
@@ -150,6 +148,8 @@ class Task:
             encoder.encode(split.inputs, split.labels, by_length=split is not dataset.train)
             for split in (dataset.train, dataset.validation, dataset.test)
         )
+        if settings.precision == "auto":
+            settings = replace(settings, precision=_precision(pretrained, encoder, train))
         cache = None if store is None else BoundaryCache(pretrained, encoder, settings.precision, store)
         shifted = None
         if dataset.shifted is not None:
@@ -194,7 +194,8 @@ class Task:
         """
         set_seed(seed)
         layout = self.pretrained.layout
-        model = strategy.prepare(self.pretrained.fresh(seed), layout)
+        shared = self._shared.get(repr(strategy))
+        model = strategy.prepare(self.pretrained.fresh(seed, shared or ()), layout)
         self._check_length(model)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         stored = count_parameters(model, layout)["stored_bytes"]
@@ -205,6 +206,8 @@ class Task:
             enter_stage(model, stage, trained)
             counts.append(count_parameters(model, layout))
         enter_stage(model, Stage(), trained)
+        if shared is None:
+            self._shared[repr(strategy)] = self.pretrained.unchanged(model) - trained
         peak = max(counts, key=lambda count: count["trainable"])
         if self.backbone_trained:
             peak = {**peak, "trainable": peak["total"], "backbone": peak["total"] - peak["head"]}
@@ -236,7 +239,7 @@ class Task:
             spec: the strategy and its fixed values.
             configuration: the searched values.
             seed: of the head, of what the strategy adds, of the order of the data and of dropout.
-            on_epoch: see :func:`~sweeper.training.trainer.fit`.
+            on_epoch: see :func:`~sweeper.training.fit.fit`.
             on_step: likewise.
             on_sizes: called with the model's sizes before training.
 
@@ -308,6 +311,9 @@ class Task:
 
     def save(self, run: Run, folder: Path) -> None:
         """Save a trained model, merged where that is possible, with its tokenizer and label names."""
+        for parameter in run.model.parameters():
+            # Merging changes weights, which are shared; files hold no channels-last memory.
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         model: Any = run.strategy.merge(run.model)
         self.pretrained.save(model, folder, max_length=_room(model))
 
@@ -336,6 +342,16 @@ class Task:
         """Tokens of the longest labelled text."""
         splits = (self.train, self.validation, self.test, *([self.shifted] if self.shifted else []))
         return max(int(split.lengths.max()) for split in splits)
+
+
+def _precision(pretrained: Pretrained, encoder: Encoder, train: EncodedSplit) -> str:
+    """What ``auto`` stands for: of this model, where the device is a CPU with bf16."""
+    if torch.cuda.is_available() or resolve_precision("auto") == "fp32":
+        return resolve_precision("auto")
+    batch = encoder.collate([train.examples[row] for row in range(min(4, len(train)))])
+    shapes = {name: list(tensor.shape) for name, tensor in encoder.blank(1, 1).items()}
+    name = digest([type(pretrained.model).__name__, pretrained.fingerprint, shapes], 24)
+    return measured_precision(pretrained.fresh(0), batch, name, cache_root() / "precision")
 
 
 def _room(model: nn.Module) -> int | None:

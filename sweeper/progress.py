@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from sweeper import schema
-from sweeper.training.trainer import EpochRecord
+from sweeper.training.recorder import EpochRecord
 
 __all__ = ["Progress", "duration"]
 

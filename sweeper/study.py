@@ -30,7 +30,7 @@ from sweeper.progress import Progress, duration
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import domain_pretrain
 from sweeper.training.pseudo_label import Round, self_train
-from sweeper.training.trainer import Diverged, EpochRecord
+from sweeper.training.recorder import Diverged, EpochRecord
 
 __all__ = ["finished_trials", "run_study"]
 
@@ -263,7 +263,8 @@ class _StudyRunner:
         finally:
             metrics.setdefault(schema.TRAIN_SECONDS, time.perf_counter() - started)
             metrics.setdefault(schema.EPOCHS_RUN, len(history))
-            self.tracker.log_metrics(run_id, metrics)  # first, so that a kill before the end loses none
+            self.tracker.log_metrics(run_id, metrics)
+            self.tracker.flush()  # first, so that a kill before the end loses none
             self._tell(trial, state, reason, value, metrics[schema.TRAIN_SECONDS])
             self.tracker.finish(run_id, state, reason=reason)
             self.progress.trial_finished(state, reason, value, self._best_value())

@@ -29,6 +29,7 @@ __all__ = ["Tracker", "versions"]
 
 _PARAM_LENGTH = 6000  # MLflow refuses longer values
 _BATCH_PARAMS, _BATCH_METRICS = 100, 1000
+SEND_SECONDS = 1.0  # epochs of milliseconds are not worth a transaction each
 
 
 class Tracker:
@@ -45,6 +46,8 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         self.uri = uri
+        self._pending: dict[str, list[Metric]] = {}
+        self._sent = time.monotonic()
         try:
             self._client = MlflowClient(tracking_uri=uri)
             found = self._client.get_experiment_by_name(experiment)
@@ -94,7 +97,7 @@ class Tracker:
             self._client.update_run(run_id, status="RUNNING")
         except MlflowException:
             return False
-        self._log(run_id, tags={**tags, schema.TAG_STATE: schema.STATE_RUNNING})
+        self._send(run_id, {**tags, schema.TAG_STATE: schema.STATE_RUNNING})
         with contextlib.suppress(MlflowException):  # it may have none
             self._client.delete_tag(run_id, schema.TAG_REASON)
         return True
@@ -106,12 +109,21 @@ class Tracker:
             self._client.log_batch(run_id, params=items[start : start + _BATCH_PARAMS])
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step; an epoch is a step."""
-        self._log(run_id, metrics=metrics, step=step)
+        """Log metrics of one step; an epoch is a step. They are sent within ``SEND_SECONDS``, or by :meth:`flush`."""
+        now = int(time.time() * 1000)
+        pending = self._pending.setdefault(run_id, [])
+        pending += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        if time.monotonic() - self._sent > SEND_SECONDS or len(pending) > _BATCH_METRICS // 2:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send every metric that was logged."""
+        for run_id in list(self._pending):
+            self._send(run_id)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
-        self._log(run_id, tags=tags)
+        self._send(run_id, tags)
 
     def log_text(self, run_id: str, name: str, text: str) -> None:
         """Store a text file."""
@@ -138,7 +150,8 @@ class Tracker:
         tags = {schema.TAG_STATE: state}
         if reason:
             tags[schema.TAG_REASON] = reason[:_PARAM_LENGTH]
-        self._log(run_id, tags=tags, metrics=metrics or {})
+        self.log_metrics(run_id, metrics or {})
+        self._send(run_id, tags)
         self._client.set_terminated(run_id, status=schema.MLFLOW_STATUS[state])
 
     def close_interrupted(self, run_ids: Iterable[str]) -> None:
@@ -162,19 +175,12 @@ class Tracker:
             if not token:
                 return runs
 
-    def _log(
-        self,
-        run_id: str,
-        *,
-        tags: Mapping[str, str] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        step: int = 0,
-    ) -> None:
-        now = int(time.time() * 1000)
-        points: Sequence[Metric] = [Metric(key, float(value), now, step) for key, value in (metrics or {}).items()]
+    def _send(self, run_id: str, tags: Mapping[str, str] | None = None) -> None:
+        metrics: Sequence[Metric] = self._pending.pop(run_id, [])
         self._client.log_batch(
-            run_id, metrics=points, tags=[RunTag(key, str(value)) for key, value in (tags or {}).items()]
+            run_id, metrics=metrics, tags=[RunTag(key, str(value)) for key, value in (tags or {}).items()]
         )
+        self._sent = time.monotonic()
 
 
 def _quoted(value: str) -> str:

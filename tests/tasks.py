@@ -10,8 +10,8 @@ import torch
 
 from sweeper.data import load_dataset
 from sweeper.objective import Run, Task
+from sweeper.training.fit import TrainerSettings
 from sweeper.training.state_store import StateStore
-from sweeper.training.trainer import TrainerSettings
 
 __all__ = ["SETTINGS", "load_task", "validation_loss"]
 

@@ -36,9 +36,9 @@ class Preprocessing:
     description: str = ""
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the model reads: float32, of uint8 pixels with shape (images, 3, height, width)."""
+        """What the model reads: float32 in channels-last memory, of uint8 pixels (images, 3, height, width)."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (pixels.float() * self.scale - mean) / std
+        return (pixels.to(torch.float32, memory_format=torch.channels_last) * self.scale - mean) / std
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:

@@ -6,7 +6,7 @@ import copy
 import difflib
 import hashlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,31 @@ class Pretrained:
     fingerprint: str
     revision: str | None
 
-    def fresh(self, seed: int) -> PreTrainedModel:
-        """A copy with a head initialised from ``seed``; the backbone's weights are the pretrained ones."""
-        model = copy.deepcopy(self.model)
+    def fresh(self, seed: int, shared: Collection[str] = ()) -> PreTrainedModel:
+        """A copy with a head initialised from ``seed``; the backbone's weights are the pretrained ones.
+
+        Args:
+            seed: of the head.
+            shared: names of parameters whose values are not copied, because nothing will change them.
+        """
+        parameters = self.model.named_parameters()
+        model = copy.deepcopy(
+            self.model, {id(value): nn.Parameter(value.data) for name, value in parameters if name in shared}
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name in self.layout.head:
                 _initialise(model, model.get_submodule(name))
         return model
+
+    def unchanged(self, model: nn.Module) -> frozenset[str]:
+        """Names of the parameters of a copy that are still what they are here."""
+        own = dict(self.model.named_parameters())
+        return frozenset(
+            name
+            for name, value in model.named_parameters()
+            if name in own and own[name].dtype == value.dtype and torch.equal(own[name].to(value.device), value)
+        )
 
     def save(self, model: PreTrainedModel, folder: str | Path, *, max_length: int | None = None) -> None:
         """Save a trained copy with its tokenizer or image processor, as a checkpoint of transformers.
@@ -147,6 +164,8 @@ def load_model(
             model = Classifier(settings, body)
         if modality == "text":
             model.config.pad_token_id = processor.pad_token_id  # a decoder's own classifier looks for it
+        else:
+            nn.Module.to(model, memory_format=torch.channels_last)  # what convolutions are fast in, on a CPU most of all
         backbone, heads = _backbone_and_head(model)
         layout = find_layout(model.eval(), backbone, heads, inputs)
         _check_complete(layout, missing)

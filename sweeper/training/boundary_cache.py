@@ -27,9 +27,10 @@ from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.hashing import digest
 from sweeper.models.classifier import Classifier
 from sweeper.models.pretrained import Pretrained
+from sweeper.training.precision import DTYPES, autocast, device
 from sweeper.training.state_store import States, StateStore
 
-__all__ = ["Attached", "BoundaryCache", "autocast", "device"]
+__all__ = ["Attached", "BoundaryCache"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ VERSION = 1
 #: What examples and batches call their recorded states: (batch, tokens, width), or (batch, ...).
 STATES = "boundary_states"
 BATCH = 64
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}
 
@@ -48,16 +48,6 @@ Batch = Mapping[str, Any]
 @functools.cache
 def _versions() -> tuple[str, ...]:
     return tuple(version(package) for package in ("torch", "transformers", "timm"))
-
-
-def device() -> torch.device:
-    """Where models train."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast(precision: str) -> AbstractContextManager[Any]:
-    """The mixed precision that the Trainer computes in."""
-    return torch.autocast(device().type, DTYPES[precision], enabled=precision != "fp32")
 
 
 class BoundaryCache:
@@ -175,7 +165,10 @@ class BoundaryCache:
             module = model.get_submodule(name)
             for key, tensor in itertools.chain(module.named_parameters(prefix=name), module.named_buffers(prefix=name)):
                 other = self._weights.get(key)
-                if other is None or other.dtype != tensor.dtype or not torch.equal(other.to(tensor.device), tensor):
+                if other is None or other.dtype != tensor.dtype:
+                    return False
+                shared = other.data_ptr() == tensor.data_ptr() and other.shape == tensor.shape
+                if not shared and not torch.equal(other.to(tensor.device), tensor):
                     return False
         return True
 

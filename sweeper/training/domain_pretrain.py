@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,20 +19,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    set_seed,
 )
 
 from sweeper.data.encoding import EncodedSplit
-from sweeper.errors import ConfigError, StudyError
+from sweeper.errors import ConfigError
 from sweeper.files import replaced
 from sweeper.hashing import digest
 from sweeper.models.classifier import without_pooler
 from sweeper.models.pretrained import Pretrained
 from sweeper.objective import Task
-from sweeper.training.trainer import ShuffledBatches, training_arguments
+from sweeper.training.seeds import set_seed
 
 __all__ = ["DomainPretraining", "LanguageModelling", "domain_pretrain", "is_masked", "pretrain_language_model"]
 
@@ -157,14 +152,16 @@ def pretrain_language_model(
     Raises:
         StudyError: the loss is not finite.
     """
+    from sweeper.training.trainer import LanguageModelTrainer, LossWatch, training_arguments
+
     masked = is_masked(task.pretrained)
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     set_seed(seed)
     model = auto.from_pretrained(
         task.source, revision=task.revision or "main", dtype=torch.float32, trust_remote_code=False
     )
-    watch = _Watch(on_step)
-    trainer = _LanguageModelTrainer(
+    watch = LossWatch(on_step)
+    trainer = LanguageModelTrainer(
         model=model,
         args=training_arguments(
             epochs=settings.epochs,
@@ -182,39 +179,9 @@ def pretrain_language_model(
         compute_loss_func=_masked_loss if masked else _causal_loss,
         callbacks=[watch],
     )
-    trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     trainer.train()
     return model, LanguageModelling(time.perf_counter() - started, watch.losses, len(examples))
-
-
-class _LanguageModelTrainer(Trainer):
-    """transformers' Trainer with batches of similar length in random order."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledBatches:
-        lengths = [len(example["input_ids"]) for example in train_dataset]
-        order = torch.Generator().manual_seed(self.args.seed)
-        return ShuffledBatches(self.args.train_batch_size, lengths=lengths, generator=order)
-
-
-class _Watch(TrainerCallback):
-    """Keep each epoch's loss, end a training whose loss is not finite, let the caller look in between two steps."""
-
-    def __init__(self, on_step: Callable[[], None]) -> None:
-        self.losses: list[float] = []
-        self._on_step = on_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._on_step()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
-            if not math.isfinite(self.losses[-1]):
-                raise StudyError(
-                    f"domain pretraining diverged: its loss is {logs['loss']} after epoch {len(self.losses)}",
-                    "Lower domain_pretrain.learning_rate and run the command again.",
-                )
 
 
 def _masked_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -36,7 +36,7 @@ def _mask(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """torch's ``dropout``, on any tensor; what the pool does not serve is left to torch."""
+    """Torch's ``dropout``, on any tensor; what the pool does not serve is left to torch."""
     if not training or not 0 < p < 1 or input.device.type != "cpu" or not input.is_floating_point():
         return functional.dropout(input, p, training, inplace)
     if input.numel() > POOL // 4:  # slices of one pool are to overlap seldom
@@ -57,7 +57,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """torch's ``scaled_dot_product_attention``, whose fused CPU kernel knows no dropout, as its documentation has it."""
+    """Torch's ``scaled_dot_product_attention``, which is at its slowest with dropout on a CPU."""
     if dropout_p == 0 or query.device.type != "cpu":
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

@@ -13,7 +13,8 @@ import torch
 from sweeper.data.encoding import EncodedSplit
 from sweeper.objective import Run, Task
 from sweeper.search_space import StrategySpec
-from sweeper.training.trainer import EpochRecord, FitResult
+from sweeper.training.fit import FitResult
+from sweeper.training.recorder import EpochRecord
 
 __all__ = ["PseudoLabelling", "Round", "self_train"]
 

@@ -17,7 +17,7 @@ from sweeper.objective import Run, Task
 from sweeper.search_space import StrategySpec
 from sweeper.training import pseudo_label
 from sweeper.training.pseudo_label import PseudoLabelling, Round, self_train
-from sweeper.training.trainer import EpochRecord
+from sweeper.training.recorder import EpochRecord
 from tests.tasks import load_task, validation_loss
 
 EPOCHS = 2

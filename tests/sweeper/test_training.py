@@ -6,25 +6,25 @@ import dataclasses
 import functools
 import itertools
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import nn
 
-from strategies import Frozen, Full, Gradual, Layout, Lora, LpFt, Partial, Stage, Strategy
+from strategies import Dora, Frozen, Full, Gradual, Layout, Lora, LpFt, Partial, Stage, Strategy
 from sweeper.data.tokenize import TextEncoder
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
-from sweeper.training.trainer import (
-    Diverged,
-    EpochRecord,
-    ShuffledBatches,
-    resolve_precision,
-    stage_epochs,
-)
+from sweeper.training.batches import ShuffledBatches
+from sweeper.training.fit import stage_epochs
+from sweeper.training.precision import frozen_weights_cast, resolve_precision
+from sweeper.training.recorder import Diverged, EpochRecord, scores
 from tests.tasks import load_task, validation_loss
 
 
@@ -278,3 +278,56 @@ def test_a_native_heads_loss_does_not_grow_with_accumulation(tiny_checkpoint: Pa
     accumulated = {"head": "native", "pooling": "native", "batch_size": 8, "gradient_accumulation_steps": 4}
     native = load_task(tiny_checkpoint, (32, 16, 16), max_length=48, **accumulated)
     assert native.run(spec(Full, rate=1e-6), {}, seed=0).fit.best.train_loss == pytest.approx(0.69, abs=0.15)
+
+
+@pytest.mark.parametrize("cls", [Lora, Dora, Partial])
+def test_frozen_weights_in_low_precision_change_nothing(
+    task: Task, cls: type[Strategy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, object] = {"num_blocks": 2} if cls is Partial else {"rank": 4}
+    low = with_settings(task, precision="bf16", epochs=2)
+    first = low.run(spec(cls, rate=1e-2, **fields), {}, seed=0)
+    assert {parameter.dtype for parameter in first.model.parameters()} == {torch.float32}
+    monkeypatch.setattr("sweeper.training.fit.frozen_weights_cast", lambda model, precision: nullcontext())
+    second = low.run(spec(cls, rate=1e-2, **fields), {}, seed=0)
+    assert first.fit.best.metrics() | {"train_samples_per_second": 0} == second.fit.best.metrics() | {
+        "train_samples_per_second": 0
+    }
+
+
+def test_frozen_weights_are_held_in_low_precision_while_they_are_needed(task: Task) -> None:
+    model, _ = task.prepare(Lora(rank=4), seed=0)
+    with frozen_weights_cast(model, "bf16"):
+        held = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
+    assert held
+    assert all(name.endswith("weight") and "lora" not in name and "head" not in name for name in held)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_models_share_what_their_strategy_leaves_alone(task: Task) -> None:
+    """So that a trial of a head costs no copy of the backbone; what is saved is a copy again."""
+    pretrained = dict(task.pretrained.model.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in pretrained.items()}
+    for _ in range(2):
+        run = task.run(spec(Partial, rate=1e-2, num_blocks=1), {}, seed=0)
+    shared = {name for name, value in run.model.named_parameters() if value.data_ptr() == pretrained[name].data_ptr()}
+    trained = {name for name, value in run.model.named_parameters() if value.requires_grad}
+    assert shared == set(pretrained) - trained
+    assert all(torch.equal(pretrained[name], value) for name, value in before.items())
+
+
+def test_merging_a_saved_model_leaves_the_pretrained_one_alone(task: Task, tmp_path: Path) -> None:
+    before = {name: value.detach().clone() for name, value in task.pretrained.model.named_parameters()}
+    for seed in range(2):
+        run = task.run(spec(Lora, rate=1e-1, rank=4), {}, seed=seed)
+        task.save(run, tmp_path / str(seed))
+    assert all(torch.equal(value, before[name]) for name, value in task.pretrained.model.named_parameters())
+
+
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    for classes in (2, 3, 7):
+        logits = generator.normal(size=(40, classes))
+        labels = generator.integers(0, classes - 1, 40)  # one class is never labelled
+        expected = f1_score(labels, logits.argmax(-1), average="macro", zero_division=0)
+        assert scores(logits, labels)["macro_f1"] == pytest.approx(expected)

@@ -1,0 +1,308 @@
+"""A sweep against plain scripts that train the same trials.
+
+    make bench                       # the small size, about five minutes on two cores
+    make bench ARGS="--size full"    # the sizes of the README's table
+
+Each case runs, one after the other and interleaved over the rounds: ours (`python -m sweeper`, from start to exit, with
+an empty cache and an empty output folder, no finals, no report), A and B of :mod:`benchmarks.baseline` on the
+hyperparameters that ours sampled. Every side is a process of its own; its wall time and its peak memory are the
+operating system's. The scripts are linear in the trials: where ``--baseline-trials`` has them run fewer, the rest is
+counted at the mean of those that ran, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rich.console import Console
+from rich.table import Table
+
+MODELS = {"text": "minilm", "image": "efficientnet_lite0"}
+DATASETS = {"text": "review_lines", "image": "textile"}
+MAX_LENGTH = 128
+FIXED = {"dropout": 0.05, "rank": 8, "alpha_ratio": 2.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Trials that all sides train.
+
+    Attributes:
+        name: in the table.
+        strategies: each with its number of trials.
+        trials: of each strategy.
+        epochs: of each trial.
+        train: examples of the train split.
+        validation: of the validation split.
+        modality: ``text`` or ``image``.
+        num_blocks: of ``partial``.
+        baseline_trials: how many of each strategy's trials A and B run; ``None`` = all.
+        pruner: of ours.
+    """
+
+    name: str
+    strategies: tuple[str, ...]
+    trials: int
+    epochs: int
+    train: int = 1000
+    validation: int = 500
+    modality: str = "text"
+    num_blocks: int = 2
+    baseline_trials: int | None = None
+    pruner: str = "none"
+
+    def overrides(self) -> list[str]:
+        """What ours is told."""
+        given = [
+            f"model={MODELS[self.modality]}",
+            f"dataset={DATASETS[self.modality]}",
+            f"dataset.train_size={self.train}",
+            f"dataset.validation_size={self.validation}",
+            f"study.n_trials={self.trials}",
+            f"study.pruner={self.pruner}",
+            f"trainer.epochs={self.epochs}",
+            "final.seeds=0",
+        ]
+        if "partial" in self.strategies:
+            given += [f"strategy.num_blocks={self.num_blocks}", "strategy.search_space.num_blocks=null"]
+        if "lora" in self.strategies:
+            for field in ("rank", "alpha_ratio"):
+                given += [f"strategy.{field}={FIXED[field]:g}", f"strategy.search_space.{field}=null"]
+        return given
+
+
+SMALL = (
+    Case("frozen", ("frozen",), 30, 5, train=500, validation=250, baseline_trials=2),
+    Case("partial, last 2 of 6 blocks", ("partial",), 4, 2, train=500, validation=250, baseline_trials=2),
+    Case("LoRA r=8", ("lora",), 2, 2, train=300, validation=150, baseline_trials=1),
+    Case("full", ("full",), 2, 2, train=300, validation=150, baseline_trials=1),
+)
+FULL = (
+    Case("frozen", ("frozen",), 30, 5, baseline_trials=4),
+    Case("frozen, 90 trials", ("frozen",), 90, 5, baseline_trials=4),
+    Case("frozen, images", ("frozen",), 30, 5, 700, 300, "image", baseline_trials=1),
+    Case("frozen, images, 90 trials", ("frozen",), 90, 5, 700, 300, "image", baseline_trials=1),
+    Case("partial, last 2 of 6 blocks", ("partial",), 8, 3, baseline_trials=4),
+    Case("LoRA r=8", ("lora",), 4, 3, baseline_trials=2),
+    Case("full", ("full",), 4, 3, baseline_trials=2),
+    Case("full, images", ("full",), 2, 2, 300, 100, "image", baseline_trials=1),
+    Case("mixed", ("frozen", "partial", "lora", "full"), 4, 3, baseline_trials=2),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of one side of a case."""
+
+    side: str
+    seconds: float
+    peak_mb: float
+    accuracies: tuple[float, ...]
+    measured_trials: int
+
+
+def main() -> None:
+    """Run the cases and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cases", nargs="*", help="names, or beginnings of names; default: all")
+    parser.add_argument("--sides", nargs="*", default=["ours", "A", "B"])
+    parser.add_argument("--baseline-trials", type=int, help="trials of each strategy that A and B run; 0 = all")
+    parser.add_argument("--output", type=Path, help="where to write the measurements as JSON")
+    arguments = parser.parse_args()
+    console = Console()
+    records: list[dict[str, Any]] = []
+    for case in SMALL if arguments.size == "small" else FULL:
+        if arguments.cases and not any(case.name.startswith(name) for name in arguments.cases):
+            continue
+        if arguments.baseline_trials is not None:
+            case = dataclasses.replace(case, baseline_trials=arguments.baseline_trials or None)
+        for number in range(arguments.rounds):
+            for result in run_round(case, number, arguments.sides):
+                records.append({"case": case.name, "round": number, **dataclasses.asdict(result)})
+                console.print(
+                    f"{case.name}, round {number + 1}: {result.side} {result.seconds:.1f} s, {result.peak_mb:,.0f} MB, "
+                    f"accuracy {statistics.mean(result.accuracies):.3f}",
+                    highlight=False,
+                )
+                if arguments.output:
+                    arguments.output.write_text(json.dumps(records, indent=1))
+    console.print(table(records))
+
+
+def run_round(case: Case, number: int, sides: Sequence[str]) -> list[Measured]:
+    """All sides of a case once, ours first: it says what the others train."""
+    with tempfile.TemporaryDirectory(prefix="thawline-bench-") as folder:
+        root = Path(folder)
+        ours = _ours(case, number, root)
+        found = [ours]
+        job = root / "job.json"
+        trials = _sampled(root / "outputs" / "optuna.db", case, number)
+        job.write_text(json.dumps({**_data(case, root), "trials": trials}))
+        for side in sides:
+            if side != "ours":
+                found.append(_baseline(side, case, job, len(trials)))
+        return found
+
+
+def _ours(case: Case, number: int, root: Path) -> Measured:
+    command = "compare" if len(case.strategies) > 1 else "sweep"
+    arguments = [
+        *("-m", "sweeper", command, f"strategy={','.join(case.strategies)}", *case.overrides()),
+        *(f"study.seed={number}", f"output_dir={root / 'outputs'}", f"cache.dir={root / 'cache'}"),
+    ]
+    seconds, peak = _timed([sys.executable, *arguments], root)
+    accuracies = [
+        trial.value
+        for study in _studies(root / "outputs" / "optuna.db")
+        for trial in study.trials
+        if trial.value is not None
+    ]
+    return Measured("ours", seconds, peak, tuple(accuracies), len(accuracies))
+
+
+def _baseline(side: str, case: Case, job: Path, asked: int) -> Measured:
+    arguments = [
+        "-m",
+        "benchmarks.baseline",
+        str(job),
+        str(results := job.with_name("results.json")),
+        *(["--tuned"] if side == "B" else []),
+    ]
+    seconds, peak = _timed([sys.executable, *arguments], job.parent)
+    trials = json.loads(results.read_text())
+    each = statistics.mean(trial["seconds"] for trial in trials)
+    left = case.trials * len(case.strategies) - asked
+    return Measured(side, seconds + left * each, peak, tuple(trial["accuracy"] for trial in trials), len(trials))
+
+
+def _timed(command: list[str], root: Path) -> tuple[float, float]:
+    """Wall seconds and peak resident MB of a command."""
+    with (root / "errors.txt").open("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-3000:]}")
+        return seconds, usage.ru_maxrss / 1024
+
+
+def _studies(database: Path) -> list[optuna.Study]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
+    return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+
+
+def _sampled(database: Path, case: Case, number: int) -> list[dict[str, Any]]:
+    """The trials of the baselines: what ours sampled, of each strategy as many as are asked for."""
+    trials = []
+    for study in _studies(database):
+        strategy = next(name for name in case.strategies if f"-{name}-" in study.study_name)
+        for trial in study.trials[: case.baseline_trials]:
+            trials.append(
+                {
+                    "strategy": strategy,
+                    "learning_rate": trial.params["learning_rate"],
+                    "head_lr_multiplier": 10.0 if strategy in ("partial", "full") else 1.0,
+                    "num_blocks": case.num_blocks,
+                    "rank": FIXED["rank"],
+                    "alpha": FIXED["alpha_ratio"] * FIXED["rank"],
+                    "dropout": FIXED["dropout"],
+                    "seed": 1000 * number + trial.number,
+                }
+            )
+    return trials
+
+
+def _data(case: Case, root: Path) -> dict[str, Any]:
+    """The rows that ours trains on, as plain files."""
+    from PIL import Image
+
+    from sweeper.assets import fetch
+    from sweeper.data import load_dataset
+
+    dataset = load_dataset(
+        DATASETS[case.modality], modality=case.modality, train_size=case.train, validation_size=case.validation
+    )
+    folder = root / "data"
+    folder.mkdir()
+    for name in ("train", "validation"):
+        split = getattr(dataset, name)
+        inputs = list(split.inputs)
+        if case.modality == "image":
+            inputs = []
+            for row in range(len(split.labels)):
+                path = folder / f"{name}-{row}.png"
+                image = split.inputs[row]
+                (image if isinstance(image, Image.Image) else image.open()).convert("RGB").save(path)
+                inputs.append(str(path))
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["input", "label"])
+            writer.writerows(zip(inputs, split.labels.tolist(), strict=True))
+    return {
+        "model": str(fetch(MODELS[case.modality])),
+        "modality": case.modality,
+        "data": str(folder),
+        "classes": len(dataset.label_names),
+        "epochs": case.epochs,
+        "batch_size": 32,
+        "max_length": MAX_LENGTH,
+    }
+
+
+def table(records: list[dict[str, Any]]) -> Table:
+    """Times, ratios with their spread over the rounds, accuracies and memory of each case."""
+    shown = Table(box=None, pad_edge=False)
+    for column in ("case", "ours", "A", "B", "vs A", "vs B", "accuracy ours / A / B", "MB ours / A / B"):
+        shown.add_column(column, justify="left" if column == "case" else "right")
+    for case in dict.fromkeys(record["case"] for record in records):
+        sides = {
+            side: [record for record in records if record["case"] == case and record["side"] == side]
+            for side in ("ours", "A", "B")
+        }
+        cells = [case]
+        for own in sides.values():
+            cells.append(f"{statistics.median(record['seconds'] for record in own):.1f} s" if own else "")
+        for side in ("A", "B"):
+            ratios = [
+                other["seconds"] / ours["seconds"] for ours, other in zip(sides["ours"], sides[side], strict=False)
+            ]
+            cells.append(_spread(ratios))
+        measured = min(len(record["accuracies"]) for own in sides.values() for record in own)
+        cells.append(" / ".join(_mean(own, "accuracies", measured) for own in sides.values()))
+        cells.append(" / ".join(f"{max(r['peak_mb'] for r in own):,.0f}" if own else "" for own in sides.values()))
+        shown.add_row(*cells)
+    return shown
+
+
+def _spread(ratios: list[float]) -> str:
+    if not ratios:
+        return ""
+    middle = f"{statistics.median(ratios):.1f}x"
+    return middle if len(ratios) == 1 else f"{middle} [{min(ratios):.1f}, {max(ratios):.1f}]"
+
+
+def _mean(records: list[dict[str, Any]], key: str, first: int) -> str:
+    return f"{statistics.mean(value for record in records for value in record[key][:first]):.3f}" if records else ""
+
+
+if __name__ == "__main__":
+    main()

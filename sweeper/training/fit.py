@@ -1,0 +1,331 @@
+"""One training run of one configuration: stage by stage, by transformers' Trainer or on recorded features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
+from sweeper.data.encoding import EncodedSplit, Encoder
+from sweeper.training.batches import ShuffledBatches
+from sweeper.training.boundary_cache import Attached, BoundaryCache
+from sweeper.training.dropout import PooledDropout
+from sweeper.training.head import train_head
+from sweeper.training.memory import peak_memory_mb, reset_peak_memory
+from sweeper.training.precision import autocast, device, frozen_weights_cast
+from sweeper.training.recorder import EpochRecord, EpochRecorder
+from sweeper.training.seeds import set_seed
+
+__all__ = [
+    "EVAL_BATCH_SIZE",
+    "FitResult",
+    "TrainerSettings",
+    "TrainingData",
+    "fit",
+    "predict",
+    "stage_epochs",
+]
+
+EVAL_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What stays the same over the trials of a study; the keys of ``TrainerConfig`` in ``sweeper/config.py``."""
+
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    precision: str
+    gradient_accumulation_steps: int
+    length_grouping: bool
+    class_weights: str
+    early_stopping_patience: int
+    early_stopping_metric: str
+    metric: str
+    maximize: bool
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a run trains and is scored on, how its batches are made, and what is recorded of it already."""
+
+    train: EncodedSplit
+    validation: EncodedSplit
+    encoder: Encoder
+    cache: BoundaryCache | None = None
+
+
+@dataclass
+class FitResult:
+    """What a run did; the model it trained carries the weights of ``best``."""
+
+    best: EpochRecord
+    history: list[EpochRecord]
+    train_seconds: float
+    peak_memory_mb: float
+
+
+def fit(
+    model: nn.Module,
+    layout: Layout,
+    strategy: Strategy,
+    *,
+    data: TrainingData,
+    settings: TrainerSettings,
+    learning_rate: float,
+    seed: int,
+    class_weights: torch.Tensor | None = None,
+    on_epoch: Callable[[EpochRecord], None],
+    on_step: Callable[[], None],
+) -> FitResult:
+    """Train what ``strategy`` left trainable in a prepared model, stage by stage.
+
+    Each stage has an optimiser, a warm-up and a linear decay of its own; early stopping ends the stage. After each
+    epoch the validation split is scored and ``on_epoch`` called; the epoch with the best ``settings.metric`` of all
+    stages is kept. Blocks below the boundary run in eval mode, so that what they compute for an example never changes,
+    and so do batch norms whose scale does not train.
+
+    Args:
+        model: prepared by ``strategy.prepare``.
+        layout: the model's parts.
+        strategy: groups the parameters.
+        data: what to train and to score on.
+        settings: shared by all runs of a study.
+        learning_rate: the backbone's peak rate.
+        seed: of the order of the data and of dropout.
+        class_weights: of each class in the loss, shape (classes,); ``None`` = all 1.
+        on_epoch: may raise to end the run (pruning).
+        on_step: called between steps; may raise to end the run (interruption).
+
+    Raises:
+        Diverged: a loss is not finite.
+        NotApplicable: fewer epochs than the strategy has stages.
+    """
+    set_seed(seed)
+    model.to(device())
+    trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    recorder = EpochRecorder(model, settings, len(data.train), trained, on_epoch, on_step)
+    stages = strategy.stages(layout)
+    order = torch.Generator().manual_seed(seed)
+    reset_peak_memory()
+    started = time.perf_counter()
+    for stage, epochs in zip(stages, stage_epochs(stages, settings.epochs), strict=True):
+        enter_stage(model, stage, trained)
+        rate = learning_rate * stage.learning_rate_factor
+        run = _Stage(
+            epochs=epochs,
+            rate=rate,
+            groups=strategy.param_groups(model, layout, rate, settings.weight_decay),
+            sampler=ShuffledBatches(
+                settings.batch_size * settings.gradient_accumulation_steps,
+                lengths=data.train.lengths.tolist() if settings.length_grouping else [1] * len(data.train),
+                generator=order,
+            ),
+            # The seeds go on where a single stage's would: epoch k has the same order in every strategy.
+            seed=seed + len(recorder.history),
+            class_weights=None if class_weights is None else class_weights.to(device()),
+        )
+        still = [*prefix_modules(model, layout), *_frozen_batch_norms(model)]
+        with _attached(data, model) as attached:
+            features = attached.features(data.train, data.validation) if attached is not None else []
+            if attached is not None and features:
+                _train_on_features(attached.head, features, run, settings, recorder)
+            else:
+                with _in_eval_mode(model, still):
+                    _train_with_trainer(model, seed, data, attached, run, settings, recorder)
+    enter_stage(model, Stage(), trained)
+    recorder.restore_best()
+    return FitResult(
+        best=recorder.best,
+        history=recorder.history,
+        train_seconds=time.perf_counter() - started,
+        peak_memory_mb=peak_memory_mb(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """One stage of one run: what it trains, for how long, and in which order."""
+
+    epochs: int
+    rate: float
+    groups: list[dict[str, Any]]
+    sampler: ShuffledBatches
+    seed: int
+    class_weights: torch.Tensor | None
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits.float(), labels, weight=self.class_weights)
+
+
+def _train_on_features(
+    head: nn.Module,
+    features: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    run: _Stage,
+    settings: TrainerSettings,
+    recorder: EpochRecorder,
+) -> None:
+    """Train the head alone, on what is recorded of the rest."""
+    with _one_thread():
+        train_head(
+            head,
+            run.groups,
+            epochs=run.epochs,
+            batch_size=settings.batch_size,
+            accumulation=settings.gradient_accumulation_steps,
+            warmup_ratio=settings.warmup_ratio,
+            max_grad_norm=settings.max_grad_norm,
+            train=features[0],
+            validation=features[1],
+            order=run.sampler,
+            loss=run.loss,
+            recorder=recorder,
+        )
+
+
+def _train_with_trainer(
+    model: nn.Module,
+    seed: int,
+    data: TrainingData,
+    attached: Attached | None,
+    run: _Stage,
+    settings: TrainerSettings,
+    recorder: EpochRecorder,
+) -> None:
+    """Train whatever is trainable, on recorded states where there are any."""
+    from sweeper.training.trainer import StageTrainer, training_arguments  # takes seconds
+
+    train = data.encoder.training(data.train, seed)
+    validation: Sequence[Mapping[str, Any]] = data.validation.examples
+    if attached is not None:
+        validation = attached.examples(data.validation) or validation
+        if train is data.train.examples:  # an augmented example is another one in every epoch
+            train = attached.examples(data.train) or train
+    trainer = StageTrainer(
+        groups=run.groups,
+        sampler=run.sampler,
+        recorder=recorder,
+        loss=None if run.class_weights is None else run.loss,
+        model=model,
+        args=training_arguments(
+            epochs=run.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=run.rate,
+            warmup_ratio=settings.warmup_ratio,
+            weight_decay=settings.weight_decay,
+            precision=settings.precision,
+            seed=run.seed,
+            per_device_eval_batch_size=EVAL_BATCH_SIZE,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            max_grad_norm=settings.max_grad_norm,
+            eval_strategy="epoch",
+            remove_unused_columns=False,  # an encoder gives what the model takes
+        ),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=data.encoder.collate if attached is None else attached.collate,
+    )
+    with PooledDropout(), frozen_weights_cast(model, settings.precision):
+        trainer.train()
+
+
+def predict(
+    model: nn.Module, split: EncodedSplit, data: TrainingData, precision: str, on_step: Callable[[], None]
+) -> np.ndarray:
+    """Logits of a trained model for each example of a split, in the split's order: float32, (examples, classes).
+
+    Args:
+        model: in any mode; it is left in eval mode.
+        split: not necessarily one of the data's.
+        data: says how batches are made, and what is recorded already.
+        precision: see :class:`TrainerSettings`.
+        on_step: called between batches; may raise to end it (interruption).
+    """
+    model.to(device()).eval()
+    parts = []
+    with _attached(data, model) as attached, torch.no_grad():
+        examples: Sequence[Mapping[str, Any]] | None = None if attached is None else attached.examples(split)
+        collate = data.encoder.collate if attached is None else attached.collate
+        examples = split.examples if examples is None else examples
+        for start in range(0, len(split), EVAL_BATCH_SIZE):
+            rows = range(start, min(start + EVAL_BATCH_SIZE, len(split)))
+            batch = collate([examples[row] for row in rows])
+            inputs = {name: value.to(device()) for name, value in batch.items() if name != "labels"}
+            with autocast(precision):
+                parts.append(model(**inputs).logits.float().cpu().numpy())
+            on_step()
+    logits = np.concatenate(parts)
+    ordered = np.empty_like(logits)
+    ordered[split.order] = logits
+    return ordered
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps of microseconds: threads that wait for each other would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _attached(data: TrainingData, model: nn.Module) -> Iterator[Attached | None]:
+    if data.cache is None:
+        yield None
+        return
+    with data.cache.attached(model, data.validation) as attached:
+        yield attached
+
+
+def stage_epochs(stages: Sequence[Stage], epochs: int) -> list[int]:
+    """Divide whole epochs by the stages' shares (largest remainders), at least one each.
+
+    Raises:
+        NotApplicable: there are fewer epochs than stages.
+    """
+    if epochs < len(stages):
+        raise NotApplicable(f"trainer.epochs={epochs}: must be at least {len(stages)}, one for each stage")
+    total = sum(stage.share for stage in stages)
+    exact = [stage.share / total * epochs for stage in stages]
+    whole = [max(1, int(value)) for value in exact]
+    while sum(whole) != epochs:
+        step = 1 if sum(whole) < epochs else -1
+        movable = [index for index in range(len(stages)) if whole[index] + step >= 1]
+        whole[max(movable, key=lambda index: step * (exact[index] - whole[index]))] += step
+    return whole
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Undo for these modules, before each forward pass, the ``train()`` that the Trainer calls before each step."""
+
+    def undo(*_: object) -> None:
+        for module in modules:
+            module.eval()
+
+    handle = model.register_forward_pre_hook(undo)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _frozen_batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Batch norms that keep the pretrained statistics, because their scale stays pretrained too."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if norm.weight is not None and not norm.weight.requires_grad]
