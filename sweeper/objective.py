@@ -348,7 +348,7 @@ def _precision(pretrained: Pretrained, encoder: Encoder, train: EncodedSplit) ->
     """What ``auto`` stands for: of this model, where the device is a CPU with bf16."""
     if torch.cuda.is_available() or resolve_precision("auto") == "fp32":
         return resolve_precision("auto")
-    batch = encoder.collate([train.examples[row] for row in range(min(4, len(train)))])
+    batch = encoder.collate([train.examples[row] for row in range(min(8, len(train)))])
     shapes = {name: list(tensor.shape) for name, tensor in encoder.blank(1, 1).items()}
     name = digest([type(pretrained.model).__name__, pretrained.fingerprint, shapes], 24)
     return measured_precision(pretrained.fresh(0), batch, name, cache_root() / "precision")

@@ -101,6 +101,7 @@ class _StudyRunner:
         self.parent = ""
         self.unlabelled: EncodedSplit = task.train.select([])
         self.pretraining: dict[str, float] = {}
+        self.saved_before = 0.0
 
     def run(self, stop: StopSignal) -> None:
         """Trials, then finals; the parent run is closed whatever happens."""
@@ -109,8 +110,11 @@ class _StudyRunner:
         state, reason = schema.STATE_FAILED, ""
         try:
             self._wrap(stop)
+            self.saved_before = 0.0 if self.task.cache is None else self.task.cache.saved_seconds
             in_time = self._trials(stop)
+            self._note_pruning()
             self._finals(stop)
+            self._note_cache()
             state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
         except (Interrupted, KeyboardInterrupt) as error:
             state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
@@ -154,6 +158,17 @@ class _StudyRunner:
             schema.DOMAIN_PRETRAIN_LOSS: done.losses[-1],
         }
         self.progress.note(f"Domain pretraining: {duration(done.seconds)}, loss {done.losses[-1]:.3f}")
+
+    def _note_pruning(self) -> None:
+        pruned = [trial for trial in self._finished() if trial.user_attrs.get(_STATE) == schema.STATE_PRUNED]
+        saved = sum(self.plan.epochs - len(trial.intermediate_values) for trial in pruned)
+        if saved:
+            self.progress.note(f"  pruning saved {saved} of {self.plan.n_trials * self.plan.epochs} epochs")
+
+    def _note_cache(self) -> None:
+        """What reading recorded states saved in this call, where it is worth a line."""
+        if self.task.cache is not None and (saved := self.task.cache.saved_seconds - self.saved_before) >= 1:
+            self.progress.note(f"  recorded states of frozen blocks saved about {duration(saved)} of computing")
 
     def _train(
         self,

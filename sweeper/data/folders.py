@@ -11,7 +11,7 @@ from sweeper.data.build import Source
 from sweeper.data.columns import IMAGE_SUFFIXES
 from sweeper.data.dataset import storable
 from sweeper.data.images import StoredImage
-from sweeper.data.paths import existing, leaves
+from sweeper.data.paths import leaves, split_paths
 from sweeper.data.request import DataRequest
 from sweeper.data.tables import SPLIT_NAMES
 from sweeper.errors import DataError
@@ -42,20 +42,11 @@ def read(request: DataRequest) -> Source:
         ConfigError: a folder does not exist.
         DataError: a split has no images, or the folder mixes splits and labels.
     """
-    given = {
-        "train": ("dataset.path", request.path),
-        "validation": ("dataset.validation_path", request.validation_path),
-        "test": ("dataset.test_path", request.test_path),
-    }
-    paths = existing(dict(given.values()), folder=True)
     counts: Counter[str] = Counter()
     inputs: list[StoredImage] = []
     labels: list[str] = []
     splits: list[str] = []
-    for asked, (key, _) in given.items():
-        if key not in paths:
-            continue
-        root = paths[key]
+    for asked, root in split_paths(request, folder=True).items():
         for folder, split in ((asked == "train" and _splits(root)) or {root: asked}).items():
             images = _labelled(folder, root, counts)
             if not images:

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from sweeper.data.request import DataRequest
 from sweeper.errors import ConfigError
 
-__all__ = ["existing", "leaves"]
+__all__ = ["existing", "leaves", "split_paths"]
 
 
 def existing(given: Mapping[str, str | None], *, folder: bool) -> dict[str, Path]:
@@ -27,6 +28,13 @@ def existing(given: Mapping[str, str | None], *, folder: bool) -> dict[str, Path
     if problems:
         raise ConfigError(problems, f"Paths are absolute, or relative to {Path.cwd()}.")
     return paths
+
+
+def split_paths(request: DataRequest, *, folder: bool) -> dict[str, Path]:
+    """The path of each split that has one of its own; see :func:`existing`."""
+    asked = {"train": "dataset.path", "validation": "dataset.validation_path", "test": "dataset.test_path"}
+    paths = existing({key: getattr(request, key.partition(".")[2]) for key in asked.values()}, folder=folder)
+    return {split: paths[key] for split, key in asked.items() if key in paths}
 
 
 def leaves(path: Path, root: Path) -> bool:

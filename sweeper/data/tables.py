@@ -13,7 +13,7 @@ from sweeper.data.build import Source
 from sweeper.data.columns import Columns, find_columns
 from sweeper.data.dataset import Input
 from sweeper.data.images import StoredImage
-from sweeper.data.paths import existing, leaves
+from sweeper.data.paths import leaves, split_paths
 from sweeper.data.request import DataRequest
 from sweeper.data.table_files import MOST_BAD, Table, cell_text, is_nested, read_table
 from sweeper.errors import ConfigError, DataError, near_matches
@@ -45,13 +45,8 @@ def read(request: DataRequest) -> Source:
         DataError: a file cannot be read, a split has no labelled row or a name that is none, the path of an image
             leaves its folder, or most images are missing.
     """
-    given = {
-        "train": ("dataset.path", request.path),
-        "validation": ("dataset.validation_path", request.validation_path),
-        "test": ("dataset.test_path", request.test_path),
-    }
-    paths = existing(dict(given.values()), folder=False)
-    tables = {split: read_table(paths[key]) for split, (key, _) in given.items() if key in paths}
+    paths = split_paths(request, folder=False)
+    tables = {split: read_table(path) for split, path in paths.items()}
     columns = find_columns(request, tables["train"])
     _check_same_columns(tables, columns)
 
@@ -72,7 +67,7 @@ def read(request: DataRequest) -> Source:
     report.count("nested_labels", sum(map(is_nested, cells[columns.label])), "Rows whose label is a list")
     texts = [[cell_text(cell) for cell in cells[name]] for name in columns.inputs]
     if request.modality == "image":
-        folders = [paths[given[split][0]].parent for split, table in tables.items() for _ in table.rows]
+        folders = [paths[split].parent for split, table in tables.items() for _ in table.rows]
         inputs = _images(folders, texts[0], report)
     else:
         inputs = _texts(texts)

@@ -165,7 +165,7 @@ def load_model(
         if modality == "text":
             model.config.pad_token_id = processor.pad_token_id  # a decoder's own classifier looks for it
         else:
-            nn.Module.to(model, memory_format=torch.channels_last)  # what convolutions are fast in, on a CPU most of all
+            nn.Module.to(model, memory_format=torch.channels_last)  # in which convolutions are fast
         backbone, heads = _backbone_and_head(model)
         layout = find_layout(model.eval(), backbone, heads, inputs)
         _check_complete(layout, missing)

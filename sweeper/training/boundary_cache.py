@@ -71,26 +71,33 @@ class BoundaryCache:
         self._templates: dict[tuple[str, ...], _Templates | None] = {}
         self._agreed: set[tuple[type, str]] = set()
         self._refused: set[str] = set()
+        #: Of reading instead of computing, recording deducted; an estimate, from what recording took.
+        self.saved_seconds = 0.0
 
     def of(self, pretrained: Pretrained) -> BoundaryCache:
         """The same for other weights."""
         return BoundaryCache(pretrained, self.encoder, self.precision, self._store)
 
     @contextmanager
-    def attached(self, model: nn.Module, probe: EncodedSplit) -> Iterator[Attached | None]:
+    def attached(
+        self, model: nn.Module, probe: EncodedSplit, on_step: Callable[[], None] = lambda: None
+    ) -> Iterator[Attached | None]:
         """Let a prepared model read recorded states while the block runs.
 
         Args:
             model: on the device where it will run.
             probe: a split, a few examples of which show that the model computes the same with recorded states.
+            on_step: called between the batches of a recording; may raise to end it (interruption).
 
         Yields:
             What adds states to the examples of a split, or ``None`` where nothing can be skipped.
         """
         with ExitStack() as stack:
-            yield self._attach(model, probe, stack)
+            yield self._attach(model, probe, on_step, stack)
 
-    def _attach(self, model: nn.Module, probe: EncodedSplit, stack: ExitStack) -> Attached | None:
+    def _attach(
+        self, model: nn.Module, probe: EncodedSplit, on_step: Callable[[], None], stack: ExitStack
+    ) -> Attached | None:
         layout = self._pretrained.layout
         below = _below(model, layout)
         if not below or not self._unchanged(model, below):
@@ -102,7 +109,7 @@ class BoundaryCache:
             return None
         splice = _Splice(model, templates)
         stack.enter_context(splice)
-        attached = Attached(self, templates.cut, splice)
+        attached = Attached(self, templates.cut, splice, on_step)
         if (type(model), templates.cut) not in self._agreed:
             if not self._agrees(model, attached, probe):
                 self._templates[below] = None
@@ -111,7 +118,7 @@ class BoundaryCache:
             self._agreed.add((type(model), templates.cut))
         return attached
 
-    def states(self, cut: str, split: EncodedSplit) -> States | None:
+    def states(self, cut: str, split: EncodedSplit, on_step: Callable[[], None]) -> States | None:
         """The states that enter the module ``cut``, recorded now where they are not yet; ``None`` = they cannot be."""
         key = digest(
             [VERSION, self._pretrained.fingerprint, self._reading, cut, self.precision, split.key, *_versions()], 24
@@ -121,7 +128,9 @@ class BoundaryCache:
         try:
             with self._store.building(key):
                 if (found := self._store.read(key)) is None:
-                    self._record(cut, split, key)
+                    self._record(cut, split, key, on_step)
+                    found = self._store.read(key)
+                    self.saved_seconds -= 0.0 if found is None else found.seconds
         except OSError as error:  # a full or read-only disk: the run goes on, and pays for all of it
             logger.warning("states cannot be recorded, and are computed again and again: %s", error)
         found = self._store.read(key)
@@ -129,30 +138,31 @@ class BoundaryCache:
             self._refused.add(key)
         return found
 
-    def _record(self, cut: str, split: EncodedSplit, key: str) -> None:
+    def _record(self, cut: str, split: EncodedSplit, key: str, on_step: Callable[[], None]) -> None:
         """Run the pretrained model up to the cut over a split, short examples first."""
         order = split.lengths.argsort(kind="stable")
         model: Any = self._pretrained.model
         model.to(device()).eval()
         with ExitStack() as stack:
-            writer = None
+            recorded: States | None = None
             for start in range(0, len(order), BATCH):
+                on_step()
                 rows = order[start : start + BATCH].tolist()
                 batch = self._collate(split, rows)
                 states = _capture(model, cut, batch, self.precision)
                 mask = batch.get("attention_mask")
                 per_token = mask is not None and states.shape[:2] == mask.shape
-                if writer is None:
+                if recorded is None:
                     offsets = np.concatenate([[0], split.lengths.cumsum()]) if per_token else None
                     shape = (int(offsets[-1]) if offsets is not None else len(split), *states.shape[1 + per_token :])
                     dtype = DTYPES[self.precision]
                     if not self._store.fits(int(np.prod(shape)) * dtype.itemsize):
                         logger.info("states at %s take more than cache.max_gb: not cached", cut)
                         break
-                    writer = stack.enter_context(self._store.writing(key, shape, dtype, offsets))
+                    recorded = stack.enter_context(self._store.writing(key, shape, dtype, offsets))
                 for place, row in enumerate(rows):
                     keep = states[place] if mask is None or not per_token else states[place][mask[place].bool()]
-                    writer.put(row, keep)
+                    recorded[row].copy_(keep)
         model.to("cpu")
 
     def _collate(self, split: EncodedSplit, rows: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -201,10 +211,12 @@ class BoundaryCache:
 class Attached:
     """A model that reads recorded states: makes the examples and batches that carry them."""
 
-    def __init__(self, cache: BoundaryCache, cut: str, splice: _Splice) -> None:
+    def __init__(self, cache: BoundaryCache, cut: str, splice: _Splice, on_step: Callable[[], None]) -> None:
         self.cut = cut
         self._cache = cache
         self._splice = splice
+        self._on_step = on_step
+        self._read: dict[str, States] = {}
 
     def examples(self, split: EncodedSplit) -> Sequence[dict[str, Any]] | None:
         """The split's examples with their states; ``None`` where there are none (a mixed split, or too large)."""
@@ -213,7 +225,14 @@ class Attached:
 
     def states(self, split: EncodedSplit) -> States | None:
         """The split's recorded states."""
-        return self._cache.states(self.cut, split) if split.key else None
+        states = self._cache.states(self.cut, split, self._on_step) if split.key else None
+        if states is not None:
+            self._read[split.key] = states
+        return states
+
+    def ran(self, epochs: int) -> None:
+        """Every split whose states were asked for has been read so many times."""
+        self._cache.saved_seconds += epochs * sum(states.seconds for states in self._read.values())
 
     def features(self, *splits: EncodedSplit) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Features (examples, width) and labels (examples,) of each split, on the device.
@@ -248,7 +267,9 @@ class Attached:
                 padded[mask.bool()] = torch.cat(states)
                 batch[STATES] = padded
             else:
-                batch[STATES] = torch.stack(states)
+                stacked = torch.stack(states)
+                maps = stacked.ndim == 4  # of a CNN, in the memory that its convolutions are fast in
+                batch[STATES] = stacked.contiguous(memory_format=torch.channels_last) if maps else stacked
         return batch
 
 
@@ -292,8 +313,7 @@ def _capture(model: nn.Module, cut: str, batch: Batch, precision: str) -> torch.
     found: list[torch.Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        where: Any = _hidden(args, kwargs)
-        found.append(args[where] if isinstance(where, int) else kwargs[where])
+        found.append(_argument(args, kwargs, _hidden(args, kwargs)))
         raise _Reached
 
     handle = model.get_submodule(cut).register_forward_pre_hook(stop, with_kwargs=True)
@@ -314,6 +334,10 @@ def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | Non
     if "hidden_states" in kwargs:
         return "hidden_states"
     return next((name for name, value in kwargs.items() if isinstance(value, torch.Tensor)), None)
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], where: int | str | None) -> Any:
+    return args[where] if isinstance(where, int) else kwargs[str(where)]
 
 
 # --- what skipped modules put out --------------------------------------------------------------------------------
@@ -381,7 +405,7 @@ def _shapes(
 
     def enter(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if (where := _hidden(args, kwargs)) is not None:
-            entered.append((name, module, args[where] if isinstance(where, int) else kwargs[where]))
+            entered.append((name, module, _argument(args, kwargs, where)))
 
     for name, module in model.named_modules():
         if name in below:

@@ -138,13 +138,16 @@ def fit(
             class_weights=None if class_weights is None else class_weights.to(device()),
         )
         still = [*prefix_modules(model, layout), *_frozen_batch_norms(model)]
-        with _attached(data, model) as attached:
+        before = len(recorder.history)
+        with _attached(data, model, on_step) as attached:
             features = attached.features(data.train, data.validation) if attached is not None else []
             if attached is not None and features:
                 _train_on_features(attached.head, features, run, settings, recorder)
             else:
                 with _in_eval_mode(model, still):
                     _train_with_trainer(model, seed, data, attached, run, settings, recorder)
+            if attached is not None:
+                attached.ran(len(recorder.history) - before)
     enter_stage(model, Stage(), trained)
     recorder.restore_best()
     return FitResult(
@@ -255,7 +258,7 @@ def predict(
     """
     model.to(device()).eval()
     parts = []
-    with _attached(data, model) as attached, torch.no_grad():
+    with _attached(data, model, on_step) as attached, torch.no_grad():
         examples: Sequence[Mapping[str, Any]] | None = None if attached is None else attached.examples(split)
         collate = data.encoder.collate if attached is None else attached.collate
         examples = split.examples if examples is None else examples
@@ -266,6 +269,8 @@ def predict(
             with autocast(precision):
                 parts.append(model(**inputs).logits.float().cpu().numpy())
             on_step()
+        if attached is not None:
+            attached.ran(1)
     logits = np.concatenate(parts)
     ordered = np.empty_like(logits)
     ordered[split.order] = logits
@@ -284,11 +289,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _attached(data: TrainingData, model: nn.Module) -> Iterator[Attached | None]:
+def _attached(data: TrainingData, model: nn.Module, on_step: Callable[[], None]) -> Iterator[Attached | None]:
     if data.cache is None:
         yield None
         return
-    with data.cache.attached(model, data.validation) as attached:
+    with data.cache.attached(model, data.validation, on_step) as attached:
         yield attached
 
 

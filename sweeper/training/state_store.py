@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 
 from sweeper.files import replaced
 
-__all__ = ["StateStore", "States", "StatesWriter"]
+__all__ = ["StateStore", "States"]
 
 _VALUES, _RECORD = "values.bin", "record.json"
 _CHUNK = 1 << 24
@@ -32,27 +33,17 @@ class States:
     Attributes:
         values: shape (tokens of all examples, width) where ``offsets`` are given, else (examples, ...).
         offsets: where each example's tokens begin, and the end of the last; shape (examples + 1,).
+        seconds: what it took to record them.
     """
 
     values: torch.Tensor
     offsets: np.ndarray | None
+    seconds: float = 0.0
 
     def __getitem__(self, row: int) -> torch.Tensor:
         if self.offsets is None:
             return self.values[row]
         return self.values[int(self.offsets[row]) : int(self.offsets[row + 1])]
-
-
-class StatesWriter:
-    """Fills one entry of the store, example by example."""
-
-    def __init__(self, folder: Path, states: States) -> None:
-        self.folder = folder
-        self.states = states
-
-    def put(self, row: int, value: torch.Tensor) -> None:
-        """Write the states of one example."""
-        self.states[row].copy_(value)
 
 
 class StateStore:
@@ -105,8 +96,8 @@ class StateStore:
     @contextmanager
     def writing(
         self, key: str, shape: tuple[int, ...], dtype: torch.dtype, offsets: np.ndarray | None
-    ) -> Iterator[StatesWriter]:
-        """Write an entry; it is there, whole, when the block ends without an error."""
+    ) -> Iterator[States]:
+        """An entry to be filled; it is there, whole, when the block ends without an error."""
         record: dict[str, Any] = {
             "shape": list(shape),
             "dtype": str(dtype).removeprefix("torch."),
@@ -119,9 +110,9 @@ class StateStore:
             values = fresh / _VALUES
             with values.open("wb") as file:
                 file.truncate(record["bytes"])
-            writer = StatesWriter(fresh, _mapped(values, record, writable=True))
-            yield writer
-            del writer.states
+            started = time.perf_counter()
+            yield _mapped(values, record, writable=True)
+            record["seconds"] = time.perf_counter() - started
             record["crc32"] = _checksum(values)
             (fresh / _RECORD).write_text(json.dumps(record))
 
@@ -147,7 +138,7 @@ def _mapped(path: Path, record: Mapping[str, Any], *, writable: bool) -> States:
     else:
         values = torch.from_file(str(path), shared=writable, size=int(np.prod(shape)), dtype=dtype).view(shape)
     offsets = record["offsets"]
-    return States(values, None if offsets is None else np.array(offsets, dtype=np.int64))
+    return States(values, None if offsets is None else np.array(offsets, dtype=np.int64), record.get("seconds", 0.0))
 
 
 def _checksum(path: Path) -> int:
