@@ -108,7 +108,7 @@ class TrainerConfig:
     weight_decay: float = 0.01  # AdamW, not on biases and norms
     warmup_ratio: float = 0.1  # part of all steps
     max_grad_norm: float = 1.0  # clipping
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    precision: str = "auto"  # auto (bf16 or fp32, whichever a step of the model is faster in here) | fp32 | bf16 | fp16
     gradient_accumulation_steps: int = 1  # batches per optimiser step
     length_grouping: bool = True  # batches of texts of similar length
     class_weights: str = "none"  # none | balanced: each class weighs alike in the loss, however rare
