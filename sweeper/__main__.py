@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ COMMANDS = {
 COMPARED = ("frozen", "lora", "partial", "full")
 ALL = "all"
 _CONFIG_DIR = ("--config-dir", "-cd")
+_HELP = ("--help", "-h")
 
 
 def main() -> None:
@@ -35,6 +37,9 @@ def main() -> None:
     try:
         command, arguments = _split(sys.argv[1:])
         flags, overrides, extra_dir = _parse(arguments)
+        if any(flag in _HELP for flag in flags):
+            print(_help(_folders(extra_dir)))
+            return
         entries, everything = _entries(command, overrides, extra_dir)
         own = [variant(entry) for entry in entries]
         variants = for_strategies(_without_strategy(overrides), own, config_dir(), extra_dir) if own else [overrides]
@@ -120,13 +125,39 @@ def _entries(command: str, overrides: list[str], extra_dir: str | None) -> tuple
         if not entries:
             raise ConfigError("compare=[] names no strategy")
         return entries, False
-    folders = [config_dir(), *([Path(extra_dir)] if extra_dir else [])]
-    available = sorted({path.stem for folder in folders for path in (folder / "strategy").glob("*.yaml")})
+    available = _options("strategy", _folders(extra_dir))
     names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else COMPARED
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         raise ConfigError(f"strategy= names none: allowed: {ALL}, {', '.join(available)}")
     return (available, True) if names == [ALL] else (list(names), False)
+
+
+def _folders(extra_dir: str | None) -> list[Path]:
+    return [config_dir(), *([Path(extra_dir)] if extra_dir else [])]
+
+
+def _options(group: str, folders: list[Path]) -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def _help(folders: list[Path]) -> str:
+    """What there is to type; Hydra's own help loads every file of every group for it, which takes seconds."""
+    lines = ["usage: python -m sweeper [command] [group=option ...] [key=value ...]", "", "commands:"]
+    for name, text in COMMANDS.items():
+        lines += textwrap.wrap(text, 110, initial_indent=f"  {name:9}", subsequent_indent=" " * 11)
+    lines += ["", "groups:"]
+    for group in sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()}):
+        options = f"{group}={'|'.join(_options(group, folders))}"
+        lines += textwrap.wrap(
+            options.replace("|", " | "), 110, initial_indent="  ", subsequent_indent=" " * (len(group) + 3)
+        )
+    lines += [
+        "",
+        "keys: `python -m sweeper --cfg job` prints them all with their values; sweeper/config.py has their meanings.",
+        "dry_run=true shows what would run. `python -m sweeper --hydra-help` lists Hydra's own flags.",
+    ]
+    return "\n".join(lines)
 
 
 def _names(entries: list[Any]) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -325,3 +326,10 @@ def test_the_real_thing_on_embedded_weights_and_data(tmp_path: Path) -> None:
     assert sizes["frozen"] == 770
     assert sizes["full"] == 22_566_146
     assert len(runs(tmp_path / "outputs", kind="floor")) == 2
+
+
+def test_help_names_commands_and_options_and_loads_nothing_heavy() -> None:
+    code = "import sys; from sweeper.__main__ import main; main(); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    for name in ("compare", "strategy=", "lora", "minilm", "review_lines", "--cfg job"):
+        assert name in done.stdout
