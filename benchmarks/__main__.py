@@ -170,7 +170,7 @@ def _ours(case: Case, number: int, root: Path) -> Measured:
     accuracies = [
         trial.value
         for study in _studies(root / "outputs" / "optuna.db")
-        for trial in study.trials
+        for trial in study.trials[: case.baseline_trials]
         if trial.value is not None
     ]
     return Measured("ours", seconds, peak, tuple(accuracies), len(accuracies))
