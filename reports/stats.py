@@ -118,6 +118,7 @@ def bootstrap_mean(
     confidence: float = 0.95,
     n_resamples: int = _RESAMPLES,
     seed: int = 0,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval:
     """Percentile interval of the mean of ``values`` over seeds and test items, both resampled.
 
@@ -135,6 +136,7 @@ def bootstrap_mean(
         confidence: e.g. 0.95.
         n_resamples: number of resamples.
         seed: of the random generator; equal input gives equal limits.
+        bounds: what a mean can be; scaled deviations may pass them.
 
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
@@ -166,7 +168,7 @@ def bootstrap_mean(
         share = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_resamples) / n_seeds
         deviation = (share * means).sum(axis=1) - resampled
         resampled = resampled + math.sqrt(n_seeds / (n_seeds - 1)) * deviation
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]).clip(*bounds)
     return Interval(float(values.mean()), float(low), float(high), METHOD_BOOTSTRAP)
 
 
@@ -215,7 +217,7 @@ def accuracy_interval(scores: SeedScores, *, confidence: float = 0.95, seed: int
     mean = float(scores.accuracies.mean())
     if scores.correct is not None and 0.0 < mean < 1.0:
         groups = None if scores.groups is None else scores.groups.to_numpy()
-        found = bootstrap_mean(scores.correct.to_numpy(), groups, confidence=confidence, seed=seed)
+        found = bootstrap_mean(scores.correct.to_numpy(), groups, confidence=confidence, seed=seed, bounds=(0, 1))
         return Interval(mean, found.low, found.high, found.method)
     over_seeds = t_interval(scores.accuracies.to_numpy(), confidence=confidence)
     if over_seeds.method != METHOD_NONE:
@@ -254,7 +256,7 @@ def paired_difference(first: SeedScores, second: SeedScores, *, confidence: floa
             left = first.correct.loc[items, list(seeds)].to_numpy()
             right = second.correct.loc[items].to_numpy() if second.fixed else second.correct.loc[items, list(seeds)]
             groups = None if first.groups is None else first.groups.reindex(items).to_numpy()
-            return bootstrap_mean(left - np.asarray(right), groups, confidence=confidence, seed=seed)
+            return bootstrap_mean(left - np.asarray(right), groups, confidence=confidence, seed=seed, bounds=(-1, 1))
     differences = first.accuracies.reindex(seeds) - other
     paired = t_interval(differences.to_numpy(), confidence=confidence)
     if paired.method != METHOD_NONE:

@@ -295,7 +295,9 @@ def _source(config: Config) -> str | Path:
     model = config.model
     if model.source == "asset":
         return fetch(model.name)
-    return timm_repository(model.name) if model.source == "timm" else str(model.path or model.name)
+    if model.source == "local":
+        return str(model.path)
+    return timm_repository(model.name) if model.source == "timm" else model.name
 
 
 def _check_model(task: Task, configs: Sequence[Config], specs: Sequence[StrategySpec]) -> dict[int, str]:

@@ -266,6 +266,12 @@ def check(config: Config) -> list[str]:
         )
     if not own and not config.dataset.name:
         problems.append(f"dataset.name is not given: dataset.source={config.dataset.source} needs one")
+    for key, readers in _MODEL_KEYS.items():
+        if (value := getattr(config.model, key)) is not None and config.model.source not in readers:
+            problems.append(
+                f"model.{key}={value}: model.source={config.model.source} does not read it; it is for "
+                f"{', '.join(readers)}"
+            )
     problems += _check_data_keys(config.dataset)
     if config.model.modality != config.dataset.modality:
         problems.append(
@@ -322,6 +328,12 @@ def _check_data_keys(dataset: DatasetConfig) -> list[str]:
                 f"dataset.{key}={value}: dataset.source={dataset.source} does not read it; it is for "
                 f"{', '.join(readers)}"
             )
+    for modality, keys in _OF_MODALITY.items():
+        problems += [
+            f"dataset.{key}={value}: it is for {modality}s, and the dataset holds {dataset.modality}s"
+            for key, nothing in keys.items()
+            if dataset.modality != modality and (value := getattr(dataset, key)) != nothing
+        ]
     holds = {"csv": "text", "image_csv": "image", "image_folder": "image"}.get(dataset.source)
     if holds and dataset.modality != holds:
         problems.append(f"dataset.modality={dataset.modality}: dataset.source={dataset.source} holds {holds}")
@@ -364,6 +376,13 @@ _DATA_KEYS: dict[str, tuple[str, ...]] = {
     "image_csv": (*_FILES, *_COLUMNS, "split_column", "image_column"),
     "image_folder": _FILES,
     "hub": (*_HUB, *_COLUMNS, "text_column", "second_text_column", "image_column"),
+}
+#: What each key of a model is for.
+_MODEL_KEYS = {"path": ("local",), "revision": ("hub", "timm")}
+#: Keys of data that only one modality has, and their values that mean nothing.
+_OF_MODALITY: dict[str, dict[str, Any]] = {
+    "image": {"image_column": None, "image_size": None, "augmentation": "none"},
+    "text": {"text_column": None, "second_text_column": None},
 }
 _MINIMA = (
     ("study", "n_trials", 1),

@@ -21,11 +21,11 @@ from sweeper import schema
 from sweeper.assets import cache_root
 from sweeper.data import Dataset, Split
 from sweeper.data.encoding import EncodedSplit, Encoder
-from sweeper.data.images import ImageEncoder
+from sweeper.data.images import ImageEncoder, unreadable
 from sweeper.data.splits import sample_rows
 from sweeper.data.tokenize import TextEncoder, token_summary
 from sweeper.hashing import digest
-from sweeper.models.additions import WithAdditions
+from sweeper.models.additions import WithAdditions, max_positions
 from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
@@ -139,7 +139,7 @@ class Task:
         encoder: Encoder
         if dataset.modality == "text":
             accepted = frozenset(signature(pretrained.model.forward).parameters)
-            limit = min(max_length, pretrained.processor.model_max_length)
+            limit = min(max_length, longest_text(pretrained))
             encoder = TextEncoder(pretrained.processor, limit, accepted)
         else:
             encoder = ImageEncoder(preprocessing_of(pretrained.processor), augmentation)
@@ -174,12 +174,15 @@ class Task:
         if self.dataset.modality != "text":
             return self.dataset.summary
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        tokens, warnings = token_summary(splits, self.pretrained.processor)
+        tokens, warnings = token_summary(splits, self.pretrained.processor, longest_text(self.pretrained))
         return {**self.dataset.summary, **tokens, "warnings": [*self.dataset.summary["warnings"], *warnings]}
 
     def unlabelled(self, size: int | None, seed: int) -> EncodedSplit:
-        """At most ``size`` of the dataset's unlabelled inputs, encoded, short texts first."""
+        """At most ``size`` of the dataset's unlabelled inputs, encoded: short texts first, no unreadable images."""
         inputs = [self.dataset.unlabelled[row] for row in sample_rows(len(self.dataset.unlabelled), size, seed=seed)]
+        if self.dataset.modality == "image":
+            broken = unreadable(inputs)
+            inputs = [image for place, image in enumerate(inputs) if place not in broken]
         encoder = self.encoder
         if isinstance(encoder, TextEncoder):
             # Cut at the longest labelled text, for which there is room whatever a strategy adds.
@@ -352,6 +355,12 @@ def _precision(pretrained: Pretrained, encoder: Encoder, train: EncodedSplit) ->
     shapes = {name: list(tensor.shape) for name, tensor in encoder.blank(1, 1).items()}
     name = digest([type(pretrained.model).__name__, pretrained.fingerprint, shapes], 24)
     return measured_precision(pretrained.fresh(0), batch, name, cache_root() / "precision")
+
+
+def longest_text(pretrained: Pretrained) -> int:
+    """The most tokens that a text model reads: what its tokenizer says, and what it has positions for."""
+    positions = max_positions(pretrained.model.get_submodule(pretrained.layout.backbone))
+    return min(pretrained.processor.model_max_length, positions or pretrained.processor.model_max_length)
 
 
 def _room(model: nn.Module) -> int | None:

@@ -139,7 +139,7 @@ def build_prompt(
 
 def read_label(answer: str, label_names: Sequence[str]) -> int | None:
     """The label that an answer names: exactly, but for case, or as the only one somewhere in a sentence; else None."""
-    answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL).strip()
+    answer = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL).strip()  # a cut-off thought names nothing
     answer = re.sub(r"^\W*label\W+", "", answer, flags=re.IGNORECASE)
     bare = answer.strip(" \t\n\"'`*_.,:;!()[]")
     for given in (answer, bare):

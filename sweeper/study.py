@@ -6,6 +6,7 @@ final. MLflow mirrors it for people and reports.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -133,6 +134,8 @@ class _StudyRunner:
         if pseudo_label.rounds:
             seed = derive_seed(self.plan.seed, "pseudo_label")
             self.unlabelled = self.task.unlabelled(pseudo_label.size, seed)
+            if lost := min(len(self.task.dataset.unlabelled), pseudo_label.size or sys.maxsize) - len(self.unlabelled):
+                self.progress.note(f"unlabelled images that cannot be read, left out: {lost}")
         if not pretraining.epochs:
             return
         lost = self.study.user_attrs.get(_LOST_SECONDS, 0.0)

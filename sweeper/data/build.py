@@ -96,11 +96,20 @@ def build(request: DataRequest, source: Source, *, shares: Mapping[str, float] =
         for split, rows in taken.items()
     }
     rest = [labelled[row] for row in np.setdiff1d(pools["train"], taken["train"])]
+    held_out = set() if groups is None else {groups[row] for split in ("validation", "test") for row in pools[split]}
     given = [
         row
         for row, label in enumerate(source.labels)
-        if label is None and (not source.splits or source.splits[row] == "train")
+        if label is None
+        and (not source.splits or source.splits[row] == "train")
+        and not (source.groups and source.groups[row] in held_out)
     ]
+    for split, size in sizes.items():
+        if groups is not None and split != "train" and size is not None and len(pools[split]) > 2 * size:
+            warnings.append(
+                f"Whole groups with {len(pools[split]):,} rows are kept out of train for {split}, of which "
+                f"dataset.{split}_size={size} takes few: null, or a larger number, scores more of them."
+            )
     return assemble(
         request.name,
         label_names,
@@ -177,7 +186,9 @@ def _pools(
     if len(pools["train"]) == 0:
         raise DataError(f"{where} has no train rows", "Name the train split, or leave the splits out.")
     if groups is not None and len(pools["test"]) == len(pools["validation"]) == 0:
-        return group_split(groups, labels, shares, salt=request.name)
+        if request.source == "embedded":
+            return group_split(groups, labels, shares, salt=request.name)
+        return group_split(groups, labels, _wide_enough(shares, request, len(labels)), salt="")
     if len(pools["test"]) == 0:
         share = shares["test"] / (1 - (shares["validation"] if len(pools["validation"]) else 0))
         pools["train"], pools["test"] = _carve(where, "test", pools["train"], labels, label_names, groups, None, share)
@@ -187,6 +198,17 @@ def _pools(
             where, "validation", pools["train"], labels, label_names, groups, request.validation_size, share
         )
     return pools
+
+
+def _wide_enough(shares: Mapping[str, float], request: DataRequest, rows: int) -> dict[str, float]:
+    """Shares that hold the sizes that are asked for, with room for groups that do not fill them exactly."""
+    wide = dict(shares)
+    for split in ("validation", "test"):
+        size = getattr(request, f"{split}_size") or 0
+        if size > shares[split] * rows:
+            wide[split] = min(1.1 * size / rows, 0.9)
+    wide["train"] = max(1 - wide["validation"] - wide["test"], 0.0)
+    return wide
 
 
 def _carve(

@@ -129,9 +129,9 @@ def assemble(
             apart from case and punctuation, are left out.
         warnings: what the loader found, in sentences.
     """
-    keys = {split: [_key(item) for item in splits[split].inputs] for split in SPLITS}
+    keys = {split: [input_key(item) for item in splits[split].inputs] for split in SPLITS}
     held_out = {*keys["validation"], *keys["test"]}
-    unlabelled = [item for item in unlabelled if _key(item) not in held_out]
+    unlabelled = [item for item in unlabelled if input_key(item) not in held_out]
     sizes = {split: len(splits[split]) for split in SPLITS}
     measure, values = ("words", _words) if modality == "text" else ("pixels", _pixels)
     summary: dict[str, Any] = {
@@ -177,7 +177,7 @@ def storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _key(item: Input) -> str:
+def input_key(item: Input) -> str:
     """What two copies of an input have in common."""
     return content(item) if isinstance(item, StoredImage) else text_key(content(item))
 

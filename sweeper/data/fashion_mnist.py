@@ -63,7 +63,8 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
         raise DataError(
             f"there is no {path}",
             "Install Debian's package (apt install dataset-fashion-mnist), name a folder with its four files "
-            "(dataset.path=...), or take the hub's: dataset=hub dataset.name=zalando-datasets/fashion_mnist",
+            "(dataset.path=...), or take the hub's: dataset=hub dataset.modality=image "
+            "dataset.name=zalando-datasets/fashion_mnist",
         )
     try:
         data = gzip.decompress(path.read_bytes())

@@ -53,8 +53,8 @@ class StoredImage:
         """
         image = ImageOps.exif_transpose(self._image())
         if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # more than 8 bits, which PIL would clip
-            values = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+            values = _eight_bits(np.asarray(image, dtype=np.float64), sixteen=image.mode.startswith("I;16"))
+            image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -88,6 +88,17 @@ class StoredImage:
             return Image.fromarray(self.source)
         stored = self.source() if callable(self.source) else self.source
         return Image.open(stored if isinstance(stored, Path) else io.BytesIO(stored))
+
+
+def _eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
+    """Pixels of more than 8 bits, by the range that they are stored in.
+
+    Of images of 16 bits that is 0 to 65,535, as dark as one may be; of others what their values show.
+    """
+    top = values.max(initial=0)
+    if not sixteen and top <= 1 and (values != np.floor(values)).any():
+        return values * 255
+    return values / 257 if sixteen or top > 255 else values
 
 
 def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from sweeper.data.build import Source
-from sweeper.data.dataset import SPLITS, Dataset, Split, fingerprint
+from sweeper.data.dataset import SPLITS, Dataset, Split, fingerprint, input_key
 from sweeper.data.images import unreadable
 from sweeper.errors import DataError
 
@@ -70,6 +70,10 @@ def with_shifted(dataset: Dataset, name: str, source: Source) -> Dataset:
         groups=[source.groups[row] for row in rows] if source.groups else None,
         items=np.array([source.items[row] for row in rows], dtype=np.int64),
     )
+    keys = {input_key(item) for item in split.inputs}
+    if shared := sum(input_key(item) in keys for name in SPLITS for item in getattr(dataset, name).inputs):
+        warnings.append(f"Shifted data: {shared} inputs of {dataset.name} occur in it too: it may not be another one.")
+    unlabelled = [item for item in dataset.unlabelled if input_key(item) not in keys]
     counts = np.bincount(split.labels, minlength=len(number)).tolist()
     summary = {
         "name": name,
@@ -79,4 +83,9 @@ def with_shifted(dataset: Dataset, name: str, source: Source) -> Dataset:
         "source": source.counts,
     }
     warnings = [*dataset.summary["warnings"], *warnings]
-    return replace(dataset, shifted=split, summary={**dataset.summary, "shifted": summary, "warnings": warnings})
+    return replace(
+        dataset,
+        shifted=split,
+        unlabelled=unlabelled,
+        summary={**dataset.summary, "shifted": summary, "unlabelled": len(unlabelled), "warnings": warnings},
+    )

@@ -129,12 +129,11 @@ def carve_validation(
     """Split the rows of a dataset without a validation split of its own; the test split is never touched.
 
     Without groups the validation rows are a stratified sample. With groups, whole groups are put aside in the order of
-    a hash until they hold ``size`` rows of every class together, and the sample is taken from them; what is left over
-    of these groups goes to neither side.
+    a hash until they hold ``size`` rows and every class; all of their rows are validation rows.
 
     Args:
         labels: int64 class of each training row, shape (rows,).
-        size: number of validation rows.
+        size: number of validation rows; with groups, the least.
         seed: which rows.
         groups: the group of each training row, when rows belong together.
 
@@ -147,8 +146,9 @@ def carve_validation(
     problem = size_problem(size, labels, "validation")
     if problem:
         raise DataError(problem)
-    candidates = np.arange(len(labels))
-    if groups is not None:
+    if groups is None:
+        validation = stratified_subsample(labels, size, seed=seed)
+    else:
         classes = len(set(labels.tolist()))
         by_group: dict[str, list[int]] = {}
         for row, group in enumerate(groups):
@@ -158,10 +158,8 @@ def carve_validation(
             if len(aside) >= size and len(set(labels[aside].tolist())) == classes:
                 break
             aside += by_group[group]
-        candidates = np.array(sorted(aside), dtype=np.int64)
-    validation = candidates[stratified_subsample(labels[candidates], size, seed=seed)]
-    held_out = validation if groups is None else candidates
-    train = np.setdiff1d(np.arange(len(labels)), held_out)
+        validation = np.array(sorted(aside), dtype=np.int64)
+    train = np.setdiff1d(np.arange(len(labels)), validation)
     lost = sorted(set(labels.tolist()) - set(labels[train].tolist()))
     if lost:
         raise DataError(

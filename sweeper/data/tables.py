@@ -76,8 +76,10 @@ def read(request: DataRequest) -> Source:
     what = " and ".join(columns.inputs)
     if not kept:
         raise DataError(f"dataset {request.name!r}: no row has anything usable in {what}", "Check the columns' names.")
-    report.count("unlabelled_rows", sum(labels[row] is None for row in kept), "Rows without a label, used unlabelled")
     train = [row for row in kept if not splits or splits[row] == "train"]
+    bare, used = (sum(labels[row] is None for row in rows) for rows in (kept, train))
+    report.count("unlabelled_rows", used, "Rows without a label, used unlabelled")
+    report.count("unlabelled_held_out", bare - used, "Rows of validation or test without a label, left out")
     _count_copies([inputs[row] for row in train], [labels[row] for row in train], report)
     source = Source(
         inputs=[inputs[row] for row in kept],

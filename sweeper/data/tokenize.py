@@ -89,9 +89,15 @@ class TextEncoder:
 
 
 def token_summary(
-    splits: Mapping[str, EncodedSplit], tokenizer: PreTrainedTokenizerBase
+    splits: Mapping[str, EncodedSplit], tokenizer: PreTrainedTokenizerBase, longest: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """How a tokenizer copes with the texts: values for the data summary, and warnings in sentences."""
+    """How a tokenizer copes with the texts: values for the data summary, and warnings in sentences.
+
+    Args:
+        splits: the encoded splits by name.
+        tokenizer: the model's.
+        longest: the most tokens that the model reads.
+    """
     texts = [content(item) for item in splits["train"].inputs[:SUMMARISED]]
     encoded = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     tokens = sum(map(len, encoded))
@@ -100,7 +106,13 @@ def token_summary(
     cut = {name: split.truncated for name, split in splits.items()}
     warnings = []
     if (share := cut["train"] / max(len(splits["train"]), 1)) > MANY_TRUNCATED:
-        warnings.append(f"{share:.0%} of the train texts are cut at dataset.max_length; a larger value keeps more.")
+        at_limit = int(splits["train"].lengths.max()) >= longest
+        where = (
+            f"the {longest} tokens that the model reads"
+            if at_limit
+            else "dataset.max_length; a larger value keeps more"
+        )
+        warnings.append(f"{share:.0%} of the train texts are cut at {where}.")
     if per_word > MANY_TOKENS_PER_WORD:
         warnings.append(
             f"The tokenizer needs {per_word:.1f} tokens per word: a model of this domain or language may fit better."

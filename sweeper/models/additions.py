@@ -89,7 +89,7 @@ class WithAdditions(nn.Module):
         embedding = self.backbone.get_input_embeddings()
         if not isinstance(embedding, nn.Embedding):
             raise ValueError("virtual tokens: text only, and this model embeds no tokens")
-        positions = _positions(self.backbone)
+        positions = max_positions(self.backbone)
         if positions is not None and number > positions - 2:
             raise ValueError(
                 f"num_tokens={number}: the model has {positions} positions, of which a text needs 2 or more: "
@@ -107,7 +107,7 @@ class WithAdditions(nn.Module):
 
     def max_text_tokens(self) -> int | None:
         """The most tokens of a text that have positions beside the virtual ones; None if nothing limits them."""
-        positions = _positions(self.backbone) if self.config.virtual_tokens else None
+        positions = max_positions(self.backbone) if self.config.virtual_tokens else None
         return None if positions is None else positions - self.config.virtual_tokens["number"]
 
     def rebuild_additions(self) -> None:
@@ -212,7 +212,7 @@ def _prepend(embedding: Any, number: int, inputs: Mapping[str, Any]) -> dict[str
     return {**extended, **rest}
 
 
-def _positions(backbone: Any) -> int | None:
+def max_positions(backbone: Any) -> int | None:
     """How many positions a text model has; None where its config sets no limit."""
     limit = getattr(backbone.config, "max_position_embeddings", None)
     if not limit or limit < 0:

@@ -290,7 +290,7 @@ def _check_complete(layout: Layout, missing: set[str]) -> None:
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
-        if path.suffix in (".json", ".safetensors", ".bin"):
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"):  # weights and tokenizer
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -145,3 +145,13 @@ def test_predictions_that_contradict_the_logged_accuracy_are_not_used():
     assert stats.seed_scores(runs, {"a": table}).correct is None
     runs["test_accuracy"] = 0.5
     assert stats.seed_scores(runs, {"a": table}).correct is not None
+
+
+def test_an_accuracy_stays_between_0_and_1() -> None:
+    correct = np.ones((24, 2))
+    correct[:2, 0] = 0  # the seeds differ, and their spread is scaled up
+    items = pd.DataFrame(correct)
+    scores = stats.SeedScores(items.mean(), items, None, 24, False)
+    interval = stats.accuracy_interval(scores)
+    assert interval.high == 1.0
+    assert interval.low < interval.mean < 1

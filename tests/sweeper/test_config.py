@@ -104,6 +104,9 @@ def test_all_mistakes_come_at_once() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("model.path=/nope", "model.source=asset does not read it; it is for local"),
+        ("model.revision=abc", "model.source=asset does not read it; it is for hub, timm"),
+        ("dataset.augmentation=strong", "it is for images, and the dataset holds texts"),
         ("model=minilm2", "did you mean 'minilm'? allowed: "),
         ("dataset=review_line", "did you mean 'review_lines'? allowed: "),
         ("model=hub_text", "model=hub_text needs model.name=..."),

@@ -157,6 +157,7 @@ def test_labels_inside_each_other_and_alike_but_for_case() -> None:
     assert read_label("It is not spam.", ["spam", "not spam"]) == 1
     assert read_label("spam!", ["spam", "not spam"]) == 0
     assert read_label("a", ["A", "a"]) == 1
+    assert read_label("<think>maybe spam", ["spam", "ham"]) is None
     assert read_label("b", ["B", "b "]) == 0
     assert read_label("C++ (surely)", ["C", "C++"]) == 1
     assert read_label("10", ["1", "10"]) == 1

@@ -362,6 +362,63 @@ def test_a_label_whose_images_are_all_broken_is_missed(photos: Path) -> None:
         load(photos, "image_folder", train_size=4, validation_size=2, test_size=2)
 
 
+# --- groups ------------------------------------------------------------------------------------------------------
+
+
+def grouped(tmp_path: Path, *, groups: int = 8, rows: int = 400, labelled: float = 1.0) -> str:
+    return save(
+        tmp_path / "grouped.csv",
+        [
+            {
+                "text": f"text {number}",
+                "label": "ab"[number // groups % 2] if number < labelled * rows else "",
+                "group": f"g{number % groups}",
+            }
+            for number in range(rows)
+        ],
+    )
+
+
+def test_no_row_is_lost_when_groups_are_put_aside_beside_a_test_file(tmp_path: Path) -> None:
+    other = save(tmp_path / "test.csv", [{"text": f"other {n}", "label": "ab"[n % 2], "group": "t"} for n in range(20)])
+    path = grouped(tmp_path)
+    found = load(path, test_path=other, group_column="group", validation_size=40)
+    pools = found.summary["pool_sizes"]
+    assert pools["train"] + pools["validation"] == 400
+    assert len(found.validation) == 40
+    assert not set(found.train.groups or ()) & set(found.validation.groups or ())
+    few = load(path, test_path=other, group_column="group", validation_size=4)
+    assert "Whole groups with 50 rows are kept out of train for validation" in warnings(few)
+
+
+def test_a_validation_split_by_group_is_as_large_as_asked(tmp_path: Path) -> None:
+    found = load(grouped(tmp_path, groups=80), group_column="group", validation_size=120)
+    assert len(found.validation) == 120
+
+
+def test_the_name_of_a_file_does_not_choose_its_test_rows(tmp_path: Path) -> None:
+    path = Path(grouped(tmp_path, groups=80))
+    first = load_dataset("one", source="csv", path=str(path), group_column="group")
+    second = load_dataset("two", source="csv", path=str(path), group_column="group")
+    assert first.test.inputs == second.test.inputs
+
+
+def test_unlabelled_rows_of_held_out_groups_are_not_trained_on(tmp_path: Path) -> None:
+    found = load(grouped(tmp_path, groups=80, labelled=0.6), group_column="group")
+    held_out = {*(found.validation.groups or ()), *(found.test.groups or ())}
+    assert held_out and found.unlabelled
+    assert not {f"g{int(text.split()[1]) % 80}" for text in found.unlabelled} & held_out
+
+
+def test_rows_of_test_without_a_label_are_said_to_be_left_out(tmp_path: Path) -> None:
+    rows = [{**row, "part": "test" if number // 2 % 4 == 0 else "train"} for number, row in enumerate(ROWS)]
+    rows[0]["label"], rows[2]["label"] = "", ""
+    found = load(save(tmp_path / "parts.csv", rows), split_column="part")
+    assert "Rows without a label, used unlabelled: 1." in warnings(found)
+    assert "Rows of validation or test without a label, left out: 1." in warnings(found)
+    assert len(found.unlabelled) == 1
+
+
 # --- shifted data ------------------------------------------------------------------------------------------------
 
 
@@ -410,3 +467,12 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path: Path) -> None:
         load_dataset("fashion_mnist", modality="image", path=str(tmp_path))
     with pytest.raises(DataError, match=r"apt install dataset-fashion-mnist(.|\n)*dataset=hub"):
         load_dataset("fashion_mnist", modality="image", path=str(tmp_path / "gone"))
+
+
+def test_shifted_rows_are_not_among_the_unlabelled_ones_and_overlap_is_said(tmp_path: Path) -> None:
+    bare = [{"text": f"target {number}", "label": ""} for number in range(10)]
+    path = save(tmp_path / "rows.csv", [*ROWS, *bare])
+    other = save(tmp_path / "other.csv", [{"text": f"target {n}", "label": str(n % 2)} for n in range(4)])
+    found = load(path, shifted=other)
+    assert sorted(found.unlabelled) == [f"target {number}" for number in range(4, 10)]
+    assert "inputs of mine occur in it too" in warnings(load(path, shifted=save(tmp_path / "same.csv")))
