@@ -113,7 +113,7 @@ def _choice(rows: dict[str, pd.Series], chosen: str, best: str, differences: dic
         )
     ties = [label for label, gap in differences.items() if gap.tie]
     unknown = [escape(label) for label, gap in differences.items() if gap.tie is None]
-    answer = f"Choose {name}: it {reaches}, the highest of all"
+    answer = f"Choose {name}: it {reaches}, the highest of the strategies"
     if ties:
         answer += f"; {_join([escape(t) for t in ties])} {'is a tie' if len(ties) == 1 else 'are ties'} with it"
         answer += " but train no fewer parameters" if len(ties) > 1 else " but trains no fewer parameters"
@@ -137,7 +137,7 @@ def _against_floor(floor: str | None, versus: Interval | None, table: pd.DataFra
         return f"For scale: {shown}."
     gap = score_interval(versus.mean, versus.low, versus.high, difference=True)
     if versus.tie:
-        return f"That is a tie with {shown} (difference {gap}): on this data, training has not paid off."
+        return f"That is a tie with {shown} (difference {gap}): whether training pays off here is not shown."
     verb = "above" if versus.mean > 0 else "**below**"
     return f"That is {verb} {shown} (difference {gap})."
 

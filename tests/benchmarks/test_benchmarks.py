@@ -9,18 +9,18 @@ import pytest
 
 from benchmarks.__main__ import Case, run_round
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("strategies", [("frozen",), ("partial", "lora")])
 def test_all_sides_train_the_same_trials_to_like_accuracies(strategies: tuple[str, ...]) -> None:
-    case = Case("tiny", strategies, trials=2, epochs=3, train=200, validation=100)
+    case = Case("tiny", strategies, trials=2, epochs=2, train=120, validation=100)
     ours, plain, tuned = run_round(case, 0, ["ours", "A", "B"])
     assert [result.side for result in (ours, plain, tuned)] == ["ours", "A", "B"]
     assert len(ours.accuracies) == len(plain.accuracies) == len(tuned.accuracies) == 2 * len(strategies)
     for own, other in ((ours, plain), (ours, tuned)):
         means = [sum(side.accuracies) / len(side.accuracies) for side in (own, other)]
-        assert abs(means[0] - means[1]) < 0.1
+        assert abs(means[0] - means[1]) < 0.15
 
 
 def test_steps_are_measured_for_every_model_and_strategy() -> None:
