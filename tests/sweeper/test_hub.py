@@ -125,6 +125,7 @@ def test_images_of_the_hub_meet_a_model_of_timm(client: Client, tmp_path: Path) 
     assert len(predictions.splitlines()) == 21
 
 
+@pytest.mark.slow
 def test_a_test_split_without_labels_is_not_used(client: Client) -> None:
     printed = client.run(*TEXT, "dataset.name=user/hidden", "dataset.test_size=null", "dry_run=true")
     assert "In user/hidden, the split test has no labels: test is carved from train instead" in printed

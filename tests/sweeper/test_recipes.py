@@ -141,6 +141,7 @@ def test_sweep_says_how_to_run_what_compares(tmp_path: Path, embedded: Callable[
     assert "make compare" in text and "strategy=" in text
 
 
+@pytest.mark.slow
 def test_a_curve_over_train_sizes_is_rebuilt_from_mlflow_alone(
     tmp_path: Path, embedded: Callable[[str], list[str]]
 ) -> None:
