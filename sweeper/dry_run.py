@@ -45,7 +45,7 @@ def _print_estimate(prepared: Prepared, console: Console) -> float:
         _line(console, text)
 
     studies = [plan for plan in plans if plan.spec.cls.trains]
-    line(f"\n{plans[0].comparison}, {len(task.dataset.train):,} training examples: nothing is started")
+    line(f"\n{plans[0].comparison}: nothing is started, on {len(task.dataset.train):,} training examples")
     for plan in plans:
         if not plan.spec.cls.trains:
             line(f"{plan.strategy} trains nothing: it is scored once")

@@ -26,7 +26,11 @@ SMALLER = {
     "data_size": ["compare=[frozen,lora,{strategy: partial, num_blocks: 2},full]"],
     "domain_pretraining": ["domain_pretrain.size=64"],
     "gradual_unfreezing": ["strategy.num_blocks=[0,1,3]"],
-    "r8": ["strategy.search_space.num_blocks.high=4", "dataset.train_size=100"],
+    "r8": [
+        "strategy.search_space.num_blocks.low=2",
+        "strategy.search_space.num_blocks.high=4",
+        "dataset.train_size=100",
+    ],
     "smoke": ["strategy=frozen"],
 }
 TINY = [
