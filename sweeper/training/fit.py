@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +145,7 @@ def fit(
                 _train_on_features(attached.head, features, run, settings, recorder)
             else:
                 with _in_eval_mode(model, still):
-                    _train_with_trainer(model, seed, data, attached, run, settings, recorder)
+                    _train_with_trainer(model, seed, data, attached, run, settings, recorder, trained)
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
     enter_stage(model, Stage(), trained)
@@ -206,6 +206,7 @@ def _train_with_trainer(
     run: _Stage,
     settings: TrainerSettings,
     recorder: EpochRecorder,
+    trained: Collection[str],
 ) -> None:
     """Train whatever is trainable, on recorded states where there are any."""
     from sweeper.training.trainer import StageTrainer, training_arguments  # takes seconds
@@ -240,7 +241,7 @@ def _train_with_trainer(
         eval_dataset=validation,
         data_collator=data.encoder.collate if attached is None else attached.collate,
     )
-    with PooledDropout(), frozen_weights_cast(model, settings.precision):
+    with PooledDropout(), frozen_weights_cast(model, settings.precision, trained):
         trainer.train()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,15 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def frozen_weights_cast(model: nn.Module, precision: str) -> Iterator[None]:
+def frozen_weights_cast(model: nn.Module, precision: str, trained: Collection[str]) -> Iterator[None]:
     """Keep frozen weights in the precision that autocast would cast them to in every forward pass: equal results.
 
     Weights of which more is computed than a product stay as they are, as DoRA's norms.
+
+    Args:
+        model: in which some weights are frozen.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        trained: names of the parameters that train in any stage, of which copies are kept in full precision.
     """
     if precision == "fp32":
         yield
@@ -104,8 +109,8 @@ def frozen_weights_cast(model: nn.Module, precision: str) -> Iterator[None]:
     normed = {id(layer.base_layer) for layer in layers}
     originals = [
         (module.weight, module.weight.data)
-        for module in model.modules()
-        if type(module) in _PRODUCTS and not module.weight.requires_grad and id(module) not in normed
+        for name, module in model.named_modules()
+        if type(module) in _PRODUCTS and f"{name}.weight" not in trained and id(module) not in normed
     ]
     for weight, data in originals:
         if data.dtype == torch.float32:

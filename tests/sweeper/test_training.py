@@ -152,9 +152,10 @@ def test_a_gradual_run_unfreezes_stage_by_stage_and_keeps_the_best_epoch_of_all(
     assert run.sizes["trainable_params_mean"] == pytest.approx((counts[0] + counts[1] + 3 * counts[2]) / 5)
 
 
-def test_an_early_best_epoch_brings_back_what_later_stages_trained(task: Task) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_early_best_epoch_brings_back_what_later_stages_trained(task: Task, precision: str) -> None:
     """The backbone of a run whose best epoch is the probe's is the pretrained one again."""
-    settings = with_settings(task, epochs=2, metric="validation_loss", maximize=False)
+    settings = with_settings(task, epochs=2, metric="validation_loss", maximize=False, precision=precision)
     run = settings.run(spec(LpFt, rate=3e-2, probe_lr_multiplier=0.3), {}, seed=0)
     assert run.fit.best.epoch == 1, "the test needs a fine-tuning that does harm"
     pretrained = dict(task.pretrained.model.named_parameters())
@@ -288,7 +289,7 @@ def test_frozen_weights_in_low_precision_change_nothing(
     low = with_settings(task, precision="bf16", epochs=2)
     first = low.run(spec(cls, rate=1e-2, **fields), {}, seed=0)
     assert {parameter.dtype for parameter in first.model.parameters()} == {torch.float32}
-    monkeypatch.setattr("sweeper.training.fit.frozen_weights_cast", lambda model, precision: nullcontext())
+    monkeypatch.setattr("sweeper.training.fit.frozen_weights_cast", lambda model, precision, trained: nullcontext())
     second = low.run(spec(cls, rate=1e-2, **fields), {}, seed=0)
     assert first.fit.best.metrics() | {"train_samples_per_second": 0} == second.fit.best.metrics() | {
         "train_samples_per_second": 0
@@ -297,7 +298,8 @@ def test_frozen_weights_in_low_precision_change_nothing(
 
 def test_frozen_weights_are_held_in_low_precision_while_they_are_needed(task: Task) -> None:
     model, _ = task.prepare(Lora(rank=4), seed=0)
-    with frozen_weights_cast(model, "bf16"):
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with frozen_weights_cast(model, "bf16", trained):
         held = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
     assert held
     assert all(name.endswith("weight") and "lora" not in name and "head" not in name for name in held)
