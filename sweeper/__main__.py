@@ -14,7 +14,14 @@ from hydra.core.hydra_config import HydraConfig
 
 from sweeper.config import Config, config_dir, register
 from sweeper.errors import ConfigError, ThawlineError, near_matches
-from sweeper.overrides import check_overrides, compared, for_strategies, variant
+from sweeper.overrides import (
+    check_overrides,
+    compared,
+    config_folders,
+    for_strategies,
+    group_options,
+    variant,
+)
 
 __all__ = ["main"]
 
@@ -38,7 +45,7 @@ def main() -> None:
         command, arguments = _split(sys.argv[1:])
         flags, overrides, extra_dir = _parse(arguments)
         if any(flag in _HELP for flag in flags):
-            print(_help(_folders(extra_dir)))
+            print(_help(config_folders(config_dir(), extra_dir)))
             return
         entries, everything = _entries(command, overrides, extra_dir)
         own = [variant(entry) for entry in entries]
@@ -125,20 +132,12 @@ def _entries(command: str, overrides: list[str], extra_dir: str | None) -> tuple
         if not entries:
             raise ConfigError("compare=[] names no strategy")
         return entries, False
-    available = _options("strategy", _folders(extra_dir))
+    available = group_options("strategy", config_folders(config_dir(), extra_dir))
     names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else COMPARED
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         raise ConfigError(f"strategy= names none: allowed: {ALL}, {', '.join(available)}")
     return (available, True) if names == [ALL] else (list(names), False)
-
-
-def _folders(extra_dir: str | None) -> list[Path]:
-    return [config_dir(), *([Path(extra_dir)] if extra_dir else [])]
-
-
-def _options(group: str, folders: list[Path]) -> list[str]:
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def _help(folders: list[Path]) -> str:
@@ -148,7 +147,7 @@ def _help(folders: list[Path]) -> str:
         lines += textwrap.wrap(text, 110, initial_indent=f"  {name:9}", subsequent_indent=" " * 11)
     lines += ["", "groups:"]
     for group in sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()}):
-        options = f"{group}={'|'.join(_options(group, folders))}"
+        options = f"{group}={'|'.join(group_options(group, folders))}"
         lines += textwrap.wrap(
             options.replace("|", " | "), 110, initial_indent="  ", subsequent_indent=" " * (len(group) + 3)
         )

@@ -8,6 +8,7 @@ the commands sees a config object.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -266,12 +267,7 @@ def check(config: Config) -> list[str]:
         )
     if not own and not config.dataset.name:
         problems.append(f"dataset.name is not given: dataset.source={config.dataset.source} needs one")
-    for key, readers in _MODEL_KEYS.items():
-        if (value := getattr(config.model, key)) is not None and config.model.source not in readers:
-            problems.append(
-                f"model.{key}={value}: model.source={config.model.source} does not read it; it is for "
-                f"{', '.join(readers)}"
-            )
+    problems += _unread("model", config.model, _MODEL_KEYS)
     problems += _check_data_keys(config.dataset)
     if config.model.modality != config.dataset.modality:
         problems.append(
@@ -316,18 +312,23 @@ def _check_prompting(prompting: PromptingConfig, modality: str) -> list[str]:
     return problems
 
 
+def _unread(group: str, given: ModelConfig | DatasetConfig, keys: Mapping[str, Sequence[str]]) -> list[str]:
+    """Keys that are given and that this source does not read; ``keys`` are those that each source reads."""
+    problems = []
+    for key in sorted(set().union(*keys.values())):
+        value, readers = getattr(given, key), [source for source, own in keys.items() if key in own]
+        if value is not None and given.source not in readers:
+            problems.append(
+                f"{group}.{key}={value}: {group}.source={given.source} does not read it; it is for {', '.join(readers)}"
+            )
+    return problems
+
+
 def _check_data_keys(dataset: DatasetConfig) -> list[str]:
     """Keys that say where the data are, and that this source does not read."""
     if dataset.source not in _DATA_KEYS:
         return []
-    problems = []
-    for key in sorted(set().union(*_DATA_KEYS.values())):
-        value, readers = getattr(dataset, key), [source for source, keys in _DATA_KEYS.items() if key in keys]
-        if value is not None and dataset.source not in readers:
-            problems.append(
-                f"dataset.{key}={value}: dataset.source={dataset.source} does not read it; it is for "
-                f"{', '.join(readers)}"
-            )
+    problems = _unread("dataset", dataset, _DATA_KEYS)
     for modality, keys in _OF_MODALITY.items():
         problems += [
             f"dataset.{key}={value}: it is for {modality}s, and the dataset holds {dataset.modality}s"
@@ -377,8 +378,8 @@ _DATA_KEYS: dict[str, tuple[str, ...]] = {
     "image_folder": _FILES,
     "hub": (*_HUB, *_COLUMNS, "text_column", "second_text_column", "image_column"),
 }
-#: What each key of a model is for.
-_MODEL_KEYS = {"path": ("local",), "revision": ("hub", "timm")}
+#: Likewise of a model.
+_MODEL_KEYS: dict[str, tuple[str, ...]] = {"local": ("path",), "hub": ("revision",), "timm": ("revision",)}
 #: Keys of data that only one modality has, and their values that mean nothing.
 _OF_MODALITY: dict[str, dict[str, Any]] = {
     "image": {"image_column": None, "image_size": None, "augmentation": "none"},

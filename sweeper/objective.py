@@ -349,8 +349,9 @@ class Task:
 
 def _precision(pretrained: Pretrained, encoder: Encoder, train: EncodedSplit) -> str:
     """What ``auto`` stands for: of this model, where the device is a CPU with bf16."""
-    if torch.cuda.is_available() or resolve_precision("auto") == "fp32":
-        return resolve_precision("auto")
+    native = resolve_precision("auto")
+    if torch.cuda.is_available() or native == "fp32":
+        return native
     batch = encoder.collate([train.examples[row] for row in range(min(8, len(train)))])
     shapes = {name: list(tensor.shape) for name, tensor in encoder.blank(1, 1).items()}
     name = digest([type(pretrained.model).__name__, pretrained.fingerprint, shapes], 24)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweeper.config import Config, check
 from sweeper.errors import ConfigError, near_matches
 
-__all__ = ["check_overrides", "compared", "for_strategies", "variant"]
+__all__ = ["check_overrides", "compared", "config_folders", "for_strategies", "group_options", "variant"]
 
 
 def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[str]:
@@ -142,17 +142,24 @@ def _key(item: str) -> str:
 
 
 def _is_group(item: str, config_dir: Path, extra_dir: str | None) -> bool:
-    return any((folder / _key(item)).is_dir() for folder in _folders(config_dir, extra_dir)) and "." not in _key(item)
+    return any((folder / _key(item)).is_dir() for folder in config_folders(config_dir, extra_dir)) and "." not in _key(
+        item
+    )
 
 
-def _folders(config_dir: Path, extra_dir: str | None) -> list[Path]:
+def config_folders(config_dir: Path, extra_dir: str | None) -> list[Path]:
+    """Where configurations lie: the folder ``conf/``, and the user's own."""
     return [config_dir, *([Path(extra_dir)] if extra_dir else [])]
+
+
+def group_options(group: str, folders: Sequence[Path]) -> list[str]:
+    """The options of a Hydra group, sorted."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def _explain_group(item: str, config_dir: Path, extra_dir: str | None) -> str:
     group, _, option = item.partition("=")
-    folders = [folder / _key(item) for folder in _folders(config_dir, extra_dir)]
-    options = sorted(path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml"))
+    options = group_options(_key(item), config_folders(config_dir, extra_dir))
     if "," in option:
         return f"{item}: one at a time; `compare` runs several strategies with one report"
     if option in options:

@@ -207,7 +207,7 @@ def test_a_killed_process_leaves_nothing_running_after_the_next(tmp_path: Path, 
 
 def test_one_process_owns_the_output_folder(tmp_path: Path, tiny: list[str]) -> None:
     first = subprocess.Popen(
-        command(tmp_path, "sweep", "strategy=frozen", *tiny, "trainer.epochs=200", "verbosity=verbose"),
+        command(tmp_path, "sweep", "strategy=full", *tiny, "trainer.epochs=2000", "verbosity=verbose"),
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -215,14 +215,15 @@ def test_one_process_owns_the_output_folder(tmp_path: Path, tiny: list[str]) -> 
     try:
         assert first.stdout is not None
         for line in first.stdout:
-            if "epoch 1/200" in line:
+            if "epoch 1/2000" in line:
                 break
         text = run(tmp_path, "sweep", "strategy=lora", *tiny, status=2)
         assert f"is in use by process {first.pid}" in text
         assert "output_dir=<folder>" in text
     finally:
         first.send_signal(signal.SIGTERM)
-        assert first.wait(timeout=60) == 2
+        first.communicate(timeout=60)  # reads on: a full pipe would hold the process up
+        assert first.returncode == 2
 
 
 def test_diverged_trials_are_counted_and_the_study_says_what_to_do(tmp_path: Path, tiny: list[str]) -> None:
