@@ -23,6 +23,7 @@ __all__ = [
     "earlier_finals",
     "floor_scores",
     "hyperparameters_table",
+    "score_column",
     "shifted_table",
     "size_table",
     "strategy_scores",
@@ -72,13 +73,18 @@ def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
         won = complete[complete["configuration"] == study["configuration"]]
     if not won.empty:
         return won.iloc[-1]
-    metric = study[schema.PARAM_METRIC]
-    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
-    column = f"best_{metric}" if f"best_{metric}" in complete.columns else metric
+    column = score_column(study, complete)
     values = pd.to_numeric(complete.get(column, pd.Series(math.nan, index=complete.index)), errors="coerce").dropna()
     if values.empty:
         return None
-    return complete.loc[values.idxmin() if metric.endswith("loss") else values.idxmax()]
+    return complete.loc[values.idxmin() if column.endswith("loss") else values.idxmax()]
+
+
+def score_column(study: pd.Series, trials: pd.DataFrame) -> str:
+    """The column of ``trials`` by which a study chooses among them; less is better where it ends in ``loss``."""
+    metric = study[schema.PARAM_METRIC]
+    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
+    return f"best_{metric}" if f"best_{metric}" in trials.columns else metric
 
 
 def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.DataFrame:
