@@ -11,19 +11,17 @@ import numpy as np
 import pandas as pd
 
 from reports.formats import is_missing
-from reports.load import Comparison
+from reports.load import Comparison, best_trial
 from reports.stats import SeedScores, accuracy_interval, seed_scores
 from sweeper import schema
 
 __all__ = [
     "ACCOUNT_STATES",
     "accounting_table",
-    "best_trial",
     "comparison_table",
     "earlier_finals",
     "floor_scores",
     "hyperparameters_table",
-    "score_column",
     "shifted_table",
     "size_table",
     "strategy_scores",
@@ -55,36 +53,6 @@ def floor_scores(comparison: Comparison) -> dict[str, SeedScores]:
         str(name): seed_scores(rows, comparison.predictions, fixed=True)
         for name, rows in comparison.floors.groupby(schema.PARAM_FLOOR)
     }
-
-
-def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
-    """The trial whose configuration won a study, or ``None`` when none completed.
-
-    The counted finals name it; before they ran, it is the complete trial that carries the study's winner or else the
-    one with the best value of what the study selects by (least for a loss).
-    """
-    trials = comparison.trials(study["study"])
-    complete = trials[trials["state"] == schema.STATE_COMPLETE]
-    if complete.empty:
-        return None
-    named = set(comparison.finals(study["study"])[schema.PARAM_TRIAL].dropna())
-    won = complete[complete[schema.PARAM_TRIAL].isin(named)]
-    if won.empty and not is_missing(study["configuration"]):
-        won = complete[complete["configuration"] == study["configuration"]]
-    if not won.empty:
-        return won.iloc[-1]
-    column = score_column(study, complete)
-    values = pd.to_numeric(complete.get(column, pd.Series(math.nan, index=complete.index)), errors="coerce").dropna()
-    if values.empty:
-        return None
-    return complete.loc[values.idxmin() if column.endswith("loss") else values.idxmax()]
-
-
-def score_column(study: pd.Series, trials: pd.DataFrame) -> str:
-    """The column of ``trials`` by which a study chooses among them; less is better where it ends in ``loss``."""
-    metric = study[schema.PARAM_METRIC]
-    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
-    return f"best_{metric}" if f"best_{metric}" in trials.columns else metric
 
 
 def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.DataFrame:

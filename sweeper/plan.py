@@ -189,6 +189,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         },
         files={
             schema.ARTIFACT_CONFIG: OmegaConf.to_yaml(config, resolve=True),
+            schema.ARTIFACT_SEARCH_SPACE: spec.as_json(),
             schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
             schema.ARTIFACT_DATA_SUMMARY: json.dumps(task.summary, indent=2),
         },

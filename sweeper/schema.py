@@ -149,5 +149,7 @@ PARAM_SEARCHED: Final = "searched"
 ARTIFACT_CONFIG: Final = "config.yaml"  # study: the composed configuration
 ARTIFACT_VERSIONS: Final = "versions.json"  # study: {"python": "3.11.7", "torch": "2.15.0", ...}
 ARTIFACT_DATA_SUMMARY: Final = "data_summary.json"  # study: sizes, label names and counts, warnings
+ARTIFACT_SEARCH_SPACE: Final = "search_space.json"  # study: {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": true}}
+ARTIFACT_IMPORTANCES: Final = "importances.json"  # study: {"learning_rate": 0.8, ...}, shares of what was searched
 ARTIFACT_PREDICTIONS: Final = "predictions.csv"  # final, floor: item,group,label,prediction,probability
 ARTIFACT_SHIFTED_PREDICTIONS: Final = "shifted_predictions.csv"  # final: the same of the shifted data

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from reports.formats import is_missing, score, setting
-from reports.load import Comparison
+from reports.load import Comparison, best_trial, score_column
 from reports.plots.canvas import (
     CHOSEN,
     GRID,
@@ -26,7 +26,6 @@ from reports.plots.canvas import (
     style_axes,
 )
 from reports.plots.matrix import draw_matrix
-from reports.tables import best_trial, score_column
 from sweeper import schema
 
 if TYPE_CHECKING:
