@@ -38,6 +38,7 @@ __all__ = [
     "list_comparisons",
     "load_comparison",
     "load_curve",
+    "score_column",
 ]
 
 PREDICTION_COLUMNS = ("item", "group", "label", "prediction", "probability")

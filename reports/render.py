@@ -1,4 +1,4 @@
-"""Write the report of one comparison: markdown for GitHub and its figure, rebuilt from MLflow alone.
+"""Write the report of one comparison: markdown and HTML with figures, JSON and CSV, rebuilt from MLflow alone.
 
 Design choices: the same records give the same bytes (no clock, a seeded bootstrap); all logged text passes through
 ``reports.formats`` before it meets markdown; a reader sees the old report or the new one, never half of one.
@@ -13,8 +13,10 @@ from typing import Any
 import pandas as pd
 
 from reports import formats
-from reports.files import replace_file, report_folder, write_markdown
+from reports.exports import write_exports
+from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
+from reports.plots import report_figures
 from reports.stats import METHOD_BOOTSTRAP, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
 from reports.tables import (
     ACCOUNT_STATES,
@@ -29,10 +31,9 @@ from reports.verdict import Verdict, judge_comparison
 from sweeper import schema
 from sweeper.errors import ConfigError
 
-__all__ = ["FIGURE_NAME", "REPORT_NAME", "Report", "build_report"]
+__all__ = ["REPORT_NAME", "Report", "build_report"]
 
-REPORT_NAME = "report.md"
-FIGURE_NAME = "accuracy_vs_parameters.png"
+REPORT_NAME = "report"
 _MOST_REASONS = 4  # per state and strategy, the others are counted
 _MOST_LABELS = 12
 _PACKAGES = ("python", "torch", "transformers", "peft", "timm", "optuna", "mlflow", "datasets", "accelerate")
@@ -47,20 +48,22 @@ class Report:
         comparison: name of the comparison.
         table: the comparison table as plain values (``tables.comparison_table``).
         summary: the answer, one to three sentences of markdown.
-        figure: path of the figure, or ``None`` when there was nothing to draw.
+        files: all that was written: the markdown, the HTML page, the figures, and the files for programs.
+        run_id: the MLflow run of the newest study, where the files are logged.
     """
 
     path: Path
     comparison: str
     table: pd.DataFrame
     summary: str
-    figure: Path | None = None
+    files: tuple[Path, ...] = ()
+    run_id: str = ""
 
 
 def build_report(
     tracking_uri: str, *, reports_dir: Path, comparison: str | None = None, confidence: float = 0.95
 ) -> Report:
-    """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/report.md`` with its figure.
+    """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/``: ``report.md`` and all beside it.
 
     Args:
         tracking_uri: MLflow's address, e.g. ``sqlite:///outputs/mlflow.db``.
@@ -83,26 +86,21 @@ def build_report(
     verdict = judge_comparison(loaded, table, confidence)
 
     folder = report_folder(Path(reports_dir), loaded.name)
-    strategies = table[(table["kind"] == "strategy") & table["test_accuracy"].notna()]
-    figure = None
-    if strategies["trainable_params"].notna().any():
-        figure = folder / FIGURE_NAME
-        _write_figure(figure, table, loaded, verdict, confidence)
+    drawings = report_figures(loaded, table, chosen=verdict.chosen, confidence=confidence)
     context = _context(loaded, table, accounting, verdict, scores, confidence)
-    path = folder / REPORT_NAME
-    write_markdown(path, "report.md.j2", {**context, "figure": FIGURE_NAME if figure else None})
-    return Report(path, loaded.name, table, verdict.summary, figure)
-
-
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def _write_figure(path: Path, table: pd.DataFrame, loaded: Comparison, verdict: Verdict, confidence: float) -> None:
-    from reports.plots import accuracy_figure, save_png
-
-    title = f"{_one(loaded.studies['model'])} on {_one(loaded.studies['dataset'])}: what each trainable parameter buys"
-    drawing = accuracy_figure(table, title=title, chosen=verdict.chosen, confidence=confidence)
-    replace_file(path, lambda target: save_png(drawing, target))
+    pages = write_pages(
+        folder, REPORT_NAME, "report.md.j2", context, drawings=drawings, strategies=list(loaded.studies["label"])
+    )
+    tables = {
+        "comparison": table,
+        "hyperparameters": hyperparameters_table(loaded),
+        "shifted": shifted_table(loaded),
+        "accounting": accounting,
+    }
+    figures = [path.name for path in pages[2:]]
+    exports = write_exports(folder, loaded, verdict=verdict, tables=tables, confidence=confidence, figures=figures)
+    newest = str(loaded.studies["run_id"].iloc[-1])
+    return Report(pages[0], loaded.name, table, verdict.summary, (*pages, *exports), newest)
 
 
 # --- what the template shows -------------------------------------------------------------------------------------
@@ -127,7 +125,6 @@ def _context(
         "summary": verdict.summary,
         "comparison_table": _comparison_markdown(table, verdict, confidence),
         "cost_table": _cost_markdown(table, verdict),
-        "alt_text": _alt_text(table, loaded),
         "hyperparameters_table": _hyperparameters_markdown(hyperparameters_table(loaded)),
         "shifted_table": _shifted_markdown(shifted, table, verdict),
         "shifted": _one(shifted["shifted"]).rpartition(" ")[0],
@@ -450,15 +447,6 @@ def _versions(versions: dict[str, str]) -> str:
     first = [package for package in _PACKAGES if package in versions]
     ordered = first + sorted(set(versions) - set(first))
     return ", ".join(f"{formats.escape(package)} {formats.escape(versions[package])}" for package in ordered)
-
-
-def _alt_text(table: pd.DataFrame, loaded: Comparison) -> str:
-    points = [
-        f"{row['strategy']} {formats.score(row['test_accuracy'])} with {formats.count(row['trainable_params'])}"
-        for row in _strategies(table)
-        if pd.notna(row["test_accuracy"]) and pd.notna(row["trainable_params"])
-    ]
-    return formats.escape(f"Test accuracy against trainable parameters: {'; '.join(points)}.", limit=600)
 
 
 def _accuracy(row: dict[str, Any]) -> str:

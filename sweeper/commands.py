@@ -119,9 +119,25 @@ def _print_size_report(report: reports.Report, config: Config, console: Console)
         shown = floor_name(name, short=True) if kind == "floor" else str(name).replace("+", "\n+")
         table.add_row(shown, *(_accuracy(cells[size]) if size in cells else "" for size in sizes))
     console.print(table)
+    _print_files(report, config, console)
+
+
+def _print_files(report: reports.Report, config: Config, console: Console) -> None:
+    """The answer and where it was written; what was written is logged to MLflow, where that is possible."""
+    from sweeper.tracking import log_report
+
     console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
+    pages = [path for path in report.files if path.suffix in (".md", ".html", ".json")]
+    others = [path.name for path in report.files if path not in pages]
+    for i, path in enumerate(pages):
+        console.print(f"{'' if i else 'Report:':<10} {path}", highlight=False, markup=False, soft_wrap=True)
+    if others:
+        console.print(f"{'':<10} beside it: {', '.join(others)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+    try:
+        log_report(_tracking_uri(config), report.run_id, report.files)
+    except StudyError as error:
+        console.print(f"Warning: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
@@ -138,9 +154,7 @@ def _print_report(report: reports.Report, config: Config, console: Console) -> N
     for row in report.table.to_dict("records"):
         table.add_row(*_row(row))
     console.print(table)
-    console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+    _print_files(report, config, console)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#a8327d", "#7a6000", "#3f3f9f", "#56
 LEVELS = ("#f5f8fb", "#dbe8f4", "#b9d3ea", "#8db6dc", "#5e93c7", "#3570ab", "#174e85")
 #: Of the numbers in those cells.
 SHARE_INK = ("#1f2329", "#1f2329", "#1f2329", "#1f2329", "#fefefe", "#fefefe", "#fefefe")
-_MARKERS = "osD^vPX<>ph*"
+_MARKERS = "osD^vPX<>phd"
 _DARK = {
     PAPER: "#0d1117", INK: "#e6edf3", MUTED: "#9198a1", GRID: "#30363d", POINT: "#79a8d6", CHOSEN: "#ff8a4c",
     **dict(zip(SERIES, ("#4aa8e8", "#ff8a3d", "#2fcf9c", "#e07abf", "#cdb13a", "#9a9af5", "#a5d4f5", "#d6926f"),
@@ -178,7 +178,7 @@ def style_axes(axes: Axes, title: str = "", *, small: bool = False) -> None:
     """Quiet axes: horizontal lines, no frame, a title at the left that is never read as mathematics."""
     if title:
         axes.set_title(
-            short(title, 26 if small else 80), loc="left", fontsize=9 if small else 10.5, color=INK,
+            short(title, 21 if small else 80), loc="left", fontsize=9 if small else 10.5, color=INK,
             fontweight="normal" if small else "bold", pad=4 if small else 10, parse_math=False,
         )  # fmt: skip
     axes.tick_params(labelsize=8 if small else 9, colors=INK, length=0, pad=4 if small else 6, which="both")

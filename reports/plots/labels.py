@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from reports.plots.canvas import CHOSEN, INK, MUTED, short
+from reports.plots.canvas import CHOSEN, INK, MUTED, PAPER, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,10 +87,10 @@ def label_points(
         text = axes.annotate(
             short(names[i], 32), (x[i], y[i]), xytext=(9, 0), textcoords="offset points", fontsize=9.5,
             color=CHOSEN if names[i] == chosen else INK, fontweight="bold" if names[i] == chosen else "normal",
-            va="center",
+            va="center", bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # over the line of the front
             parse_math=False, zorder=5,
         )  # fmt: skip
-        (_, bottom), (_, top), (_, middle) = axes.transData.transform([(x[i], low[i]), (x[i], high[i]), (x[i], y[i])])
+        (px, bottom), (_, top), (_, middle) = axes.transData.transform([(x[i], low[i]), (x[i], high[i]), (x[i], y[i])])
         up, down = (top - middle) / unit, (middle - bottom) / unit
         best: tuple[float, tuple[float, float, _Side]] | None = None
         for dx, dy, align in _places(up, down):
@@ -107,6 +107,11 @@ def label_points(
             dx, dy, align = best[1]
             text.set_position((dx, dy))
             text.set_horizontalalignment(align)
+            if abs(dy) > 10 and (dx or abs(dy) > max(up, down) + 10):  # far away: a thin line says whose name it is
+                box = text.get_window_extent(renderer)
+                end = (min(max(px, box.x0), box.x1), box.y0 if dy > 0 else box.y1)
+                (x0, y0), (x1, y1) = axes.transData.inverted().transform([(px, middle), end])
+                axes.plot([x0, x1], [y0, y1], color=MUTED, lw=0.6, zorder=2, clip_on=False)
         written[names[i]] = text
         taken.append(text.get_window_extent(renderer).padded(1.5 * unit))
     return written

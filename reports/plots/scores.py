@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["accuracy_figure", "pareto_front", "size_figure", "tuning_figure"]
 
-_DURATIONS = (0.01, 0.1, 1, 10, 60, 600, 3600, 36_000, 86_400, 864_000)  # seconds
+_DURATIONS = (0.01, 0.1, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 86_400, 259_200, 864_000)  # seconds
 
 
 def accuracy_figure(
@@ -40,10 +40,9 @@ def accuracy_figure(
     Returns:
         ``None`` where no strategy has both.
     """
-    drawing = _trade_off(
+    return _trade_off(
         "accuracy_vs_parameters", table, "trainable_params", count, "trainable parameters", title, chosen, confidence
     )
-    return drawing
 
 
 def tuning_figure(
@@ -87,7 +86,7 @@ def _trade_off(
     floors = table[table["kind"] == "floor"]
     if strategies.empty:
         return None
-    drawing = Drawing(name, new_figure(7.6, 4.6))
+    drawing = Drawing(name, new_figure(7.6, 4.6 if len(strategies) <= 10 else 6.2))
     width = 0.73 if len(floors) else 0.875  # floors are named in the right margin
     axes = drawing.figure.add_axes((0.095, 0.125, width, 0.785), facecolor=PAPER)
     costs, y = strategies[column].to_numpy(float), strategies["test_accuracy"].to_numpy(float)
@@ -213,6 +212,7 @@ def _place_on_log_axis(axes: Axes, values: np.ndarray, shown: Callable[[float], 
     ticks = [10.0**power for power in range(first, last + 1, step)]
     if shown is duration:
         ticks = [tick for tick in _DURATIONS if low <= tick <= high]
+        ticks = ticks[:: max(1, math.ceil(len(ticks) / 7))]
     if len(ticks) < 2 and positive.size:
         ticks = sorted({least, most}) if most > 1.3 * least else [least]
     labels = [shown(tick) for tick in ticks]
@@ -235,7 +235,7 @@ def _limit_accuracy(
         low = high = np.array([value for _, value in named] or [0.5])
     bottom, top = float(low.min()), float(high.max())
     spread = max(top - bottom, 0.02)
-    drawn = [(name, value) for name, value in named if bottom - value <= 1.6 * spread and value - top <= 1.6 * spread]
+    drawn = [(name, value) for name, value in named if bottom - spread <= value <= top + spread]
     away = [pair for pair in named if pair not in drawn]
     values = [bottom, top, *(value for _, value in drawn)]
     margin = 0.12 * max(max(values) - min(values), 0.02)

@@ -101,8 +101,9 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
         trials = trials[(trials["state"] == schema.STATE_COMPLETE) & trials["score"].notna()]
         for field in _searched(study):
             if field != LEARNING_RATE and field in trials:
-                known = trials[[not is_missing(value) for value in trials[field]]]
-                fields.setdefault(field, []).append((str(study["label"]), known))
+                known = trials.loc[[i for i, value in trials[field].items() if not is_missing(value)]]
+                if len(known):
+                    fields.setdefault(field, []).append((str(study["label"]), known))
     fields = {field: given for field, given in fields.items() if _is_structure([v for _, t in given for v in t[field]])}
     if not fields:
         return None
