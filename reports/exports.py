@@ -26,12 +26,18 @@ RESULTS_NAME, COMPARISON_NAME, TRIALS_NAME = "results.json", "comparison.csv", "
 #: With these a spreadsheet begins a formula; the wide ones are what an Asian keyboard types (OWASP, CSV injection).
 _FORMULA = tuple("=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}"
                  "\N{FULLWIDTH COMMERCIAL AT}")  # fmt: skip
-_STUDY_COLUMNS = ("study", "strategy", "state", "reason", "configuration", "command", "git_revision")
-_STUDY_COLUMNS += ("data_fingerprint", "run_id", schema.PARAM_METRIC, schema.PARAM_SEARCHED)
-_FINAL_COLUMNS = (schema.PARAM_SEED, "configuration", "run_id", schema.TEST_ACCURACY, schema.TEST_MACRO_F1)
-_FINAL_COLUMNS += (schema.TEST_LOSS, schema.BEST_EPOCH, schema.TRAIN_SECONDS)
-_TRIAL_METRICS = (schema.BEST_VALIDATION_ACCURACY, schema.BEST_VALIDATION_MACRO_F1, schema.BEST_VALIDATION_LOSS)
-_TRIAL_METRICS += (schema.BEST_EPOCH, schema.EPOCHS_RUN, schema.TRAIN_SECONDS, *schema.SIZE_METRICS)
+_STUDY_COLUMNS = [
+    *("study", "strategy", "state", "reason", "configuration", "command", "git_revision", "data_fingerprint", "run_id"),
+    *(schema.PARAM_METRIC, schema.PARAM_SEARCHED),
+]
+_FINAL_COLUMNS = [
+    *(schema.PARAM_SEED, "configuration", "run_id", schema.TEST_ACCURACY, schema.TEST_MACRO_F1, schema.TEST_LOSS),
+    *(schema.BEST_EPOCH, schema.TRAIN_SECONDS),
+]
+_TRIAL_METRICS = [
+    *(schema.BEST_VALIDATION_ACCURACY, schema.BEST_VALIDATION_MACRO_F1, schema.BEST_VALIDATION_LOSS),
+    *(schema.BEST_EPOCH, schema.EPOCHS_RUN, schema.TRAIN_SECONDS, *schema.SIZE_METRICS),
+]
 
 
 def write_exports(
@@ -128,7 +134,8 @@ def _finals(comparison: Comparison) -> pd.DataFrame:
         comparison.finals(study["study"])[list(_FINAL_COLUMNS)].assign(strategy=study["label"])
         for _, study in comparison.studies.iterrows()
     ]
-    return pd.concat(tables)[["strategy", *_FINAL_COLUMNS]]
+    finals = pd.concat(tables)[["strategy", *_FINAL_COLUMNS]]
+    return finals.astype({schema.PARAM_SEED: "Int64", schema.BEST_EPOCH: "Int64"})
 
 
 def _trials(comparison: Comparison) -> pd.DataFrame:
@@ -148,7 +155,7 @@ def _trials(comparison: Comparison) -> pd.DataFrame:
     present = [
         name for name in dict.fromkeys(columns) if name in trials and (name in fixed or trials[name].notna().any())
     ]
-    return trials[present].rename(columns={"label": "strategy"})
+    return trials[present].astype({schema.PARAM_TRIAL: "Int64"}).rename(columns={"label": "strategy"})
 
 
 def _one(column: pd.Series) -> str:

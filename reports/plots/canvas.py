@@ -126,7 +126,7 @@ class Look:
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look for each strategy, the same in all figures of a report; no two of 96 are the same."""
+    """A look for each strategy, the same in all figures of a report; no two of 32 are the same."""
     return {
         name: Look(SERIES[i % len(SERIES)], _MARKERS[(i + i // len(SERIES)) % len(_MARKERS)])
         for i, name in enumerate(dict.fromkeys(names))

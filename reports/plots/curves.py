@@ -64,12 +64,12 @@ def _epochs(
                 if points.empty:
                     continue
                 path = ", ".join(f"{value:.3f}" for value in points[metric][:30])
-                line = axis.plot(points["epoch"], points[metric], ls=dash, color=color, lw=1.3, alpha=0.85)
-                drawing.mark(*line, label, f"{label}, seed {run[schema.PARAM_SEED]:.0f}, {what} by epoch: {path}")
+                (line,) = axis.plot(points["epoch"], points[metric], ls=dash, color=color, lw=1.3, alpha=0.85)
+                drawing.mark(line, label, f"{label}, seed {run[schema.PARAM_SEED]:.0f}, {what} by epoch: {path}")
                 best = points[points["epoch"] == run[schema.BEST_EPOCH]]
                 if color == POINT and len(best):
-                    mark = axis.plot(best["epoch"], best[metric], "D", color=CHOSEN, ms=4, zorder=4)
-                    drawing.mark(*mark, label)
+                    (mark,) = axis.plot(best["epoch"], best[metric], "D", color=CHOSEN, ms=4, zorder=4)
+                    drawing.mark(mark, label)
                     ends.append((int(run[schema.BEST_EPOCH]), float(best[metric].iloc[0])))
         style_axes(axis, label, small=True)
         if ends:

@@ -103,10 +103,10 @@ def _trade_off(
         won = strategy == chosen
         color = CHOSEN if won else POINT
         bar = axes.plot([x[i], x[i]], [low[i], high[i]], color=color, lw=2.2, solid_capstyle="round", zorder=3)
-        point = axes.plot(
+        (point,) = axes.plot(
             x[i], y[i], "D" if won else "o", color=color, ms=9 if won else 8, mec=PAPER, mew=1.2, zorder=4
         )
-        for artist in (*bar, *point):
+        for artist in (*bar, point):
             drawing.mark(artist, strategy, values[i])
 
     drawn, below = _limit_accuracy(axes, low, high, floors)
@@ -176,11 +176,11 @@ def size_figure(table: pd.DataFrame, *, title: str, confidence: float = 0.95) ->
         )
         points = [f"{score(value)} at {size:,.0f}" for value, size in zip(y, rows["train_size"], strict=True)]
         said.append(f"{name} {', '.join(points)}")
-        drawing.mark(*axes.plot(x, y, color=color, lw=1.8, zorder=3), name, said[-1])
+        drawing.mark(axes.plot(x, y, color=color, lw=1.8, zorder=3)[0], name, said[-1])
         drawing.mark(axes.vlines(x, low, high, color=color, lw=1.6, alpha=0.55, zorder=3), name)
         for j, size in enumerate(rows["train_size"]):
-            point = axes.plot(x[j], y[j], given.marker, color=color, ms=6.5, mec=PAPER, mew=1.0, zorder=4)
-            drawing.mark(*point, name, f"{name}: {_interval(y[j], low[j], high[j])}, {size:,.0f} training examples")
+            (point,) = axes.plot(x[j], y[j], given.marker, color=color, ms=6.5, mec=PAPER, mew=1.0, zorder=4)
+            drawing.mark(point, name, f"{name}: {_interval(y[j], low[j], high[j])}, {size:,.0f} training examples")
         ends.append((short(name, 24), float(y[-1]), color))
     for name, rows in floors.groupby("strategy", sort=False):
         axes.plot(rows["train_size"], rows["test_accuracy"], color=MUTED, lw=1.1, ls=(0, (5, 4)), zorder=1)

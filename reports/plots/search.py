@@ -82,7 +82,7 @@ def learning_rate_figure(comparison: Comparison, order: Sequence[str]) -> Drawin
     _decades(axes, [rate for _, trials in shown for rate in trials[LEARNING_RATE]])
     figure.supxlabel("learning rate (log scale)", fontsize=9, color=INK, y=0.16 / figure.get_figheight())
     _key(drawing, any((trials["state"] != schema.STATE_COMPLETE).any() for _, trials in shown))
-    drawing.alt = f"{metric} of each trial against learning rate, by strategy. Best: {listed(said, 18)}."
+    drawing.alt = f"{metric.capitalize()} of each trial against learning rate, by strategy. Best: {listed(said, 18)}."
     return drawing
 
 
@@ -120,10 +120,10 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
         for i, (name, trials) in enumerate(given):
             shift = 0.0 if len(given) == 1 else 0.5 * (i / (len(given) - 1) - 0.5)
             for number, value, reached in trials[[schema.PARAM_TRIAL, field, "score"]].itertuples(index=False):
-                point = axis.plot(places[value] + shift, reached, look[name].marker, color=look[name].color, ms=5.5,
+                (point,) = axis.plot(places[value] + shift, reached, look[name].marker, color=look[name].color, ms=5.5,
                                   mec=PAPER, mew=0.6, clip_on=False)  # fmt: skip
                 tip = f"{name}, trial {setting(number)}: {score(reached)} at {field} {setting(value)}" if tips else ""
-                drawing.mark(*point, name, tip)
+                drawing.mark(point, name, tip)
             best = trials.loc[trials["score"].idxmin() if metric.endswith("loss") else trials["score"].idxmax()]
             said.append(f"{name} {score(best['score'])} at {field} {setting(best[field])}")
         style_axes(axis, field, small=True)
@@ -139,9 +139,8 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
         handles=[legend_handle(look[name], name) for name in names], loc="lower center", ncols=min(5, len(names)),
         frameon=False, fontsize=8, labelcolor=INK, handletextpad=0.1, columnspacing=1.2,
     )  # fmt: skip
-    drawing.alt = (
-        f"{metric} of each complete trial against what was searched beside the learning rate. Best: {listed(said, 12)}."
-    )
+    drawing.alt = f"{metric.capitalize()} of each complete trial against {listed(list(fields))}."
+    drawing.alt += f" Best: {listed(said, 12)}."
     return drawing
 
 
