@@ -64,8 +64,8 @@ _DARK = {
 
 def dark_rules() -> str:
     """CSS that swaps the colours of figures on a dark screen; paper stays white."""
-    rules = [
-        f'svg [style*="{what}: {light}"]{{{what}:{dark}!important}}'
+    rules = [  # without ancestors: what <use> shows has none that a selector could name
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
         for light, dark in _DARK.items()
         for what in ("fill", "stroke")
     ]
