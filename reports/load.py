@@ -71,6 +71,7 @@ _METRICS = (
     schema.BEST_VALIDATION_MACRO_F1,
     schema.BEST_VALIDATION_LOSS,
     schema.EPOCHS_RUN,
+    schema.EXPECTED_TRAINABLE_PARAMS,
     schema.TRAIN_SECONDS,
     schema.PEAK_MEMORY_MB,
     schema.TEST_ACCURACY,

@@ -216,7 +216,7 @@ class Task:
             peak = {**peak, "trainable": peak["total"], "backbone": peak["total"] - peak["head"]}
             stored = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         over_epochs = sum(count["trainable"] * part for count, part in zip(counts, epochs, strict=True))
-        return model, {
+        sizes = {
             schema.TRAINABLE_PARAMS: peak["trainable"],
             schema.TRAINABLE_PARAMS_MEAN: over_epochs / sum(epochs),
             schema.TRAINABLE_PARAMS_HEAD: peak["head"],
@@ -225,6 +225,10 @@ class Task:
             schema.TRAINABLE_PCT: 100 * peak["trainable"] / peak["total"],
             schema.STORED_BYTES: stored,
         }
+        formula = strategy.closed_form_params(self.pretrained.model, layout)
+        if formula is not None and not self.backbone_trained:
+            sizes[schema.EXPECTED_TRAINABLE_PARAMS] = peak["head"] + formula
+        return model, sizes
 
     def run(
         self,

@@ -83,6 +83,7 @@ TRAINABLE_PARAMS_HEAD: Final = "trainable_params_head"
 TRAINABLE_PARAMS_BACKBONE: Final = "trainable_params_backbone"
 TOTAL_PARAMS: Final = "total_params"
 TRAINABLE_PCT: Final = "trainable_pct"  # percent of total_params
+EXPECTED_TRAINABLE_PARAMS: Final = "expected_trainable_params"  # by the strategy's formula, where it has one
 TRAIN_SECONDS: Final = "train_seconds"  # wall time of training and its evaluations
 PEAK_MEMORY_MB: Final = "peak_memory_mb"
 STORED_BYTES: Final = "stored_bytes"  # what has to be stored to restore what was trained
