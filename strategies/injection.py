@@ -98,7 +98,7 @@ def is_stored_transposed(model: nn.Module, names: tuple[str, ...]) -> bool:
 
 
 def layer_sizes(model: nn.Module, names: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Inputs and outputs of each layer; of a convolution the inputs of one position: its kernel's area times channels."""
+    """Inputs and outputs of each layer; of a convolution, area of the kernel times channels in."""
     sizes = []
     for name in names:
         layer: Any = model.get_submodule(name)

@@ -113,6 +113,11 @@ SHIFTED_ACCURACY: Final = "shifted_accuracy"
 SHIFTED_MACRO_F1: Final = "shifted_macro_f1"
 SHIFTED_LOSS: Final = "shifted_loss"
 
+# --- metrics of final runs with final.drift: backbone's features on validation inputs, trained against pretrained ---
+DRIFT_CKA: Final = "drift_cka"  # linear CKA; 1 = the same features
+DRIFT_COSINE: Final = "drift_cosine"  # mean over the inputs
+DRIFT_ITEMS: Final = "drift_items"  # inputs looked at
+
 # --- metrics of study runs ---------------------------------------------------------------------------------------
 TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state, and domain pretraining
 DOMAIN_PRETRAIN_SECONDS: Final = "domain_pretrain_seconds"  # in tuning_seconds; also where another study trained it
