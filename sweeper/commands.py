@@ -139,6 +139,8 @@ def _print_report(report: reports.Report, config: Config, console: Console) -> N
         table.add_row(*_row(row))
     console.print(table)
     console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
+    if report.warnings:
+        console.print(f"Warnings:  {len(report.warnings)}, at the top of the report", highlight=False, soft_wrap=True)
     console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
     console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
 
