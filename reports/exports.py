@@ -45,6 +45,7 @@ def write_exports(
     comparison: Comparison,
     *,
     verdict: Any,
+    warnings: Sequence[str] = (),
     tables: Mapping[str, pd.DataFrame],
     confidence: float,
     figures: Sequence[str] = (),
@@ -55,6 +56,7 @@ def write_exports(
         folder: of the report.
         comparison: of ``load_comparison``.
         verdict: the report's answer, a dataclass.
+        warnings: what the report warns of, sentences of markdown.
         tables: the report's tables by name; that of the name ``comparison`` also becomes the CSV.
         confidence: of the intervals.
         figures: names of the figures' files.
@@ -72,6 +74,7 @@ def write_exports(
         "recorded": newest,
         "confidence": confidence,
         "verdict": verdict,
+        "warnings": list(warnings),
         "tables": {**tables, "finals": _finals(comparison)},
         "studies": comparison.studies[["label", *_STUDY_COLUMNS]],
         "importances": comparison.importances,

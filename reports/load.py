@@ -16,6 +16,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -72,6 +73,7 @@ _METRICS = (
     schema.BEST_VALIDATION_MACRO_F1,
     schema.BEST_VALIDATION_LOSS,
     schema.EPOCHS_RUN,
+    schema.EXPECTED_TRAINABLE_PARAMS,
     schema.TRAIN_SECONDS,
     schema.PEAK_MEMORY_MB,
     schema.TEST_ACCURACY,
@@ -84,6 +86,9 @@ _METRICS = (
     schema.SHIFTED_ACCURACY,
     schema.SHIFTED_MACRO_F1,
     schema.SHIFTED_LOSS,
+    schema.DRIFT_CKA,
+    schema.DRIFT_COSINE,
+    schema.DRIFT_ITEMS,
     schema.TUNING_SECONDS,
     schema.DOMAIN_PRETRAIN_SECONDS,
     schema.N_TRIALS,
@@ -108,6 +113,7 @@ class Comparison:
         floors: one row per floor (``floor`` names it), the newest of each.
         predictions: run id -> test predictions (text columns ``item group label prediction``, numeric
             ``probability``) of counted finals and floors; absent where nothing readable was logged.
+        shifted_predictions: the same of the shifted data, of counted finals that were scored on it.
         histories: run id -> one row per epoch, by epoch: ``epoch`` (from 1) and ``schema.EPOCH_METRICS`` (NaN where
             one was not logged); of counted finals and each study's best trial, absent where no epoch was logged.
         spaces: study -> searched hyperparameter -> its ``low``, ``high``, ``log`` and ``step``, or ``choices``.
@@ -124,6 +130,7 @@ class Comparison:
     runs: pd.DataFrame
     floors: pd.DataFrame
     predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
+    shifted_predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
     histories: dict[str, pd.DataFrame] = field(default_factory=dict)
     spaces: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     importances: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -145,6 +152,24 @@ class Comparison:
         """Examples that it trained on, NaN where that was not logged."""
         sizes = pd.to_numeric(self.studies[schema.PARAM_TRAIN_SIZE], errors="coerce").dropna()
         return float(sizes.iloc[-1]) if len(sizes) else math.nan
+
+    def setting(self, key: str) -> Any:
+        """A value of the newest study's configuration by its dotted key; None where it is not set or not logged."""
+        value: Any = self.settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The newest study's configuration; empty where none was logged that can be read."""
+        import yaml
+
+        try:
+            content = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def _of(self, study: str, kind: str, use: str) -> pd.DataFrame:
         runs = self.runs
@@ -227,7 +252,21 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
 
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        predictions = _load_predictions(client, runs, floors, folder, notes)
+        counted = runs[(runs["kind"] == schema.KIND_FINAL) & (runs["use"] == "counted")]
+        owners = {
+            row["run_id"]: f"{row['strategy']}, seed {row[schema.PARAM_SEED]:.0f}" for _, row in counted.iterrows()
+        }
+        predictions = _load_predictions(
+            client,
+            owners | {row["run_id"]: f"floor {row[schema.PARAM_FLOOR]}" for _, row in floors.iterrows()},
+            schema.ARTIFACT_PREDICTIONS,
+            folder,
+            notes,
+        )
+        scored = counted.loc[counted[schema.SHIFTED_ACCURACY].notna(), "run_id"]
+        shifted = _load_predictions(
+            client, {run_id: owners[run_id] for run_id in scored}, schema.ARTIFACT_SHIFTED_PREDICTIONS, folder, notes
+        )
         versions, config, summary = _load_study_artifacts(client, studies, folder, notes)
         spaces, importances = _load_search(client, studies, folder, notes)
     for column, what in (("data_fingerprint", "different data"), ("git_revision", "different revisions of the code")):
@@ -239,6 +278,7 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
         runs=runs,
         floors=floors,
         predictions=predictions,
+        shifted_predictions=shifted,
         spaces=spaces,
         importances=importances,
         versions=versions,
@@ -544,20 +584,18 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _load_predictions(
-    client: MlflowClient, runs: pd.DataFrame, floors: pd.DataFrame, folder: str, notes: list[str]
+    client: MlflowClient, owners: dict[str, str], artifact: str, folder: str, notes: list[str]
 ) -> dict[str, pd.DataFrame]:
-    wanted = runs[(runs["kind"] == schema.KIND_FINAL) & (runs["use"] == "counted")]
-    owners = [(row["run_id"], f"{row['strategy']}, seed {row[schema.PARAM_SEED]:.0f}") for _, row in wanted.iterrows()]
-    owners += [(row["run_id"], f"floor {row[schema.PARAM_FLOOR]}") for _, row in floors.iterrows()]
+    """Run id -> predictions; ``owners`` says of each run what a note calls it."""
     predictions = {}
-    for run_id, owner in owners:
-        path = _artifact(client, run_id, schema.ARTIFACT_PREDICTIONS, folder)
+    for run_id, owner in owners.items():
+        path = _artifact(client, run_id, artifact, folder)
         if path is None:
             continue
         try:
             predictions[run_id] = _read_predictions(path)
         except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-            notes.append(f"The test predictions of {owner} cannot be read: {error}.")
+            notes.append(f"{artifact} of {owner} cannot be read: {error}.")
     return predictions
 
 

@@ -414,7 +414,7 @@ class _StudyRunner:
         try:
             run = self._train(best.params, seed=seed, run_id=run_id, stop=stop, on_epoch=on_epoch)
             scores = self.task.score_test(run)
-            metrics = {**run.metrics(), **scores.metrics}
+            metrics = {**run.metrics(), **scores.metrics, **(self.task.drift(run) if self.plan.drift else {})}
             self.tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, scores.predictions)
             if scores.shifted_predictions is not None:
                 self.tracker.log_table(run_id, schema.ARTIFACT_SHIFTED_PREDICTIONS, scores.shifted_predictions)

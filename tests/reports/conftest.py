@@ -175,6 +175,8 @@ class Recorder:
         winner: str = "c1",
         logged: bool = True,
         params: dict[str, Any] | None = None,
+        metrics: dict[str, float] | None = None,
+        artifacts: dict[str, str] | None = None,
         **more: Any,
     ) -> str:
         metrics = {
@@ -187,6 +189,7 @@ class Recorder:
             schema.TOTAL_PARAMS: 22_700_000,
             schema.TRAINABLE_PCT: 100 * size / 22_700_000,
             schema.STORED_BYTES: 4 * size,
+            **(metrics or {}),
         }
         table = predictions(accuracy, seed * 7 + len(study))
         return self.log(
@@ -194,10 +197,10 @@ class Recorder:
             comparison,
             study=study,
             strategy=study.split("-")[2],
-            tags={schema.TAG_WINNER: winner},
+            tags={schema.TAG_WINNER: winner} | more.pop("tags", {}),
             params={schema.PARAM_SEED: seed, schema.PARAM_TRIAL: 1, **SPLITS, **(params or {})},
             metrics=metrics,
-            artifacts={schema.ARTIFACT_PREDICTIONS: table.to_csv(index=False)} if logged else {},
+            artifacts=({schema.ARTIFACT_PREDICTIONS: table.to_csv(index=False)} if logged else {}) | (artifacts or {}),
             **more,
         )
 
