@@ -15,13 +15,15 @@ import socket
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import pandas as pd
 
+from reports.formats import is_missing
 from sweeper import schema
 from sweeper.errors import ThawlineError, near_matches
 
@@ -29,7 +31,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["PREDICTION_COLUMNS", "Comparison", "is_curve", "list_comparisons", "load_comparison", "load_curve"]
+__all__ = [
+    "PREDICTION_COLUMNS",
+    "Comparison",
+    "best_trial",
+    "is_curve",
+    "list_comparisons",
+    "load_comparison",
+    "load_curve",
+    "score_column",
+]
 
 PREDICTION_COLUMNS = ("item", "group", "label", "prediction", "probability")
 _PAGE = 1000  # the most that MLflow returns at once
@@ -62,6 +73,7 @@ _METRICS = (
     schema.BEST_VALIDATION_MACRO_F1,
     schema.BEST_VALIDATION_LOSS,
     schema.EPOCHS_RUN,
+    schema.EXPECTED_TRAINABLE_PARAMS,
     schema.TRAIN_SECONDS,
     schema.PEAK_MEMORY_MB,
     schema.TEST_ACCURACY,
@@ -74,6 +86,9 @@ _METRICS = (
     schema.SHIFTED_ACCURACY,
     schema.SHIFTED_MACRO_F1,
     schema.SHIFTED_LOSS,
+    schema.DRIFT_CKA,
+    schema.DRIFT_COSINE,
+    schema.DRIFT_ITEMS,
     schema.TUNING_SECONDS,
     schema.DOMAIN_PRETRAIN_SECONDS,
     schema.N_TRIALS,
@@ -98,6 +113,12 @@ class Comparison:
         floors: one row per floor (``floor`` names it), the newest of each.
         predictions: run id -> test predictions (text columns ``item group label prediction``, numeric
             ``probability``) of counted finals and floors; absent where nothing readable was logged.
+        shifted_predictions: the same of the shifted data, of counted finals that were scored on it.
+        histories: run id -> one row per epoch, by epoch: ``epoch`` (from 1) and ``schema.EPOCH_METRICS`` (NaN where
+            one was not logged); of counted finals and each study's best trial, absent where no epoch was logged.
+        spaces: study -> searched hyperparameter -> its ``low``, ``high``, ``log`` and ``step``, or ``choices``.
+        importances: study -> hyperparameter -> share of the scores' variance that it explains, highest first; absent
+            where there were too few trials to tell.
         versions: package -> version of the newest study that logged them.
         config: YAML of the newest study's composed configuration; may be empty.
         data_summary: sizes, label counts and warnings of the dataset; may be empty.
@@ -109,6 +130,10 @@ class Comparison:
     runs: pd.DataFrame
     floors: pd.DataFrame
     predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
+    shifted_predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
+    histories: dict[str, pd.DataFrame] = field(default_factory=dict)
+    spaces: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    importances: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     config: str = ""
     data_summary: dict[str, Any] = field(default_factory=dict)
@@ -127,6 +152,24 @@ class Comparison:
         """Examples that it trained on, NaN where that was not logged."""
         sizes = pd.to_numeric(self.studies[schema.PARAM_TRAIN_SIZE], errors="coerce").dropna()
         return float(sizes.iloc[-1]) if len(sizes) else math.nan
+
+    def setting(self, key: str) -> Any:
+        """A value of the newest study's configuration by its dotted key; None where it is not set or not logged."""
+        value: Any = self.settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The newest study's configuration; empty where none was logged that can be read."""
+        import yaml
+
+        try:
+            content = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def _of(self, study: str, kind: str, use: str) -> pd.DataFrame:
         runs = self.runs
@@ -209,22 +252,71 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
 
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        predictions = _load_predictions(client, runs, floors, folder, notes)
+        counted = runs[(runs["kind"] == schema.KIND_FINAL) & (runs["use"] == "counted")]
+        owners = {
+            row["run_id"]: f"{row['strategy']}, seed {row[schema.PARAM_SEED]:.0f}" for _, row in counted.iterrows()
+        }
+        predictions = _load_predictions(
+            client,
+            owners | {row["run_id"]: f"floor {row[schema.PARAM_FLOOR]}" for _, row in floors.iterrows()},
+            schema.ARTIFACT_PREDICTIONS,
+            folder,
+            notes,
+        )
+        scored = counted.loc[counted[schema.SHIFTED_ACCURACY].notna(), "run_id"]
+        shifted = _load_predictions(
+            client, {run_id: owners[run_id] for run_id in scored}, schema.ARTIFACT_SHIFTED_PREDICTIONS, folder, notes
+        )
         versions, config, summary = _load_study_artifacts(client, studies, folder, notes)
+        spaces, importances = _load_search(client, studies, folder, notes)
     for column, what in (("data_fingerprint", "different data"), ("git_revision", "different revisions of the code")):
         if studies[column].nunique() > 1:
             notes.append(f"The studies of this comparison ran on {what}.")
-    return Comparison(
+    comparison = Comparison(
         name=name,
         studies=studies,
         runs=runs,
         floors=floors,
         predictions=predictions,
+        shifted_predictions=shifted,
+        spaces=spaces,
+        importances=importances,
         versions=versions,
         config=config,
         data_summary=summary,
         notes=tuple(notes),
     )
+    return replace(comparison, histories=_load_histories(client, comparison))
+
+
+def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
+    """The trial whose configuration won a study, or ``None`` when none completed.
+
+    The counted finals name it; before they ran, it is the complete trial that carries the study's winner or else the
+    one with the best value of what the study selects by (least for a loss).
+    """
+    trials = comparison.trials(study["study"])
+    complete = trials[trials["state"] == schema.STATE_COMPLETE]
+    if complete.empty:
+        return None
+    named = set(comparison.finals(study["study"])[schema.PARAM_TRIAL].dropna())
+    won = complete[complete[schema.PARAM_TRIAL].isin(named)]
+    if won.empty and not is_missing(study["configuration"]):
+        won = complete[complete["configuration"] == study["configuration"]]
+    if not won.empty:
+        return won.iloc[-1]
+    column = score_column(study, complete)
+    values = pd.to_numeric(complete.get(column, pd.Series(math.nan, index=complete.index)), errors="coerce").dropna()
+    if values.empty:
+        return None
+    return complete.loc[values.idxmin() if column.endswith("loss") else values.idxmax()]
+
+
+def score_column(study: pd.Series, trials: pd.DataFrame) -> str:
+    """The column of ``trials`` by which a study chooses among them; less is better where it ends in ``loss``."""
+    metric = study[schema.PARAM_METRIC]
+    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
+    return f"best_{metric}" if f"best_{metric}" in trials.columns else metric
 
 
 def is_curve(tracking_uri: str, name: str) -> bool:
@@ -492,20 +584,18 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _load_predictions(
-    client: MlflowClient, runs: pd.DataFrame, floors: pd.DataFrame, folder: str, notes: list[str]
+    client: MlflowClient, owners: dict[str, str], artifact: str, folder: str, notes: list[str]
 ) -> dict[str, pd.DataFrame]:
-    wanted = runs[(runs["kind"] == schema.KIND_FINAL) & (runs["use"] == "counted")]
-    owners = [(row["run_id"], f"{row['strategy']}, seed {row[schema.PARAM_SEED]:.0f}") for _, row in wanted.iterrows()]
-    owners += [(row["run_id"], f"floor {row[schema.PARAM_FLOOR]}") for _, row in floors.iterrows()]
+    """Run id -> predictions; ``owners`` says of each run what a note calls it."""
     predictions = {}
-    for run_id, owner in owners:
-        path = _artifact(client, run_id, schema.ARTIFACT_PREDICTIONS, folder)
+    for run_id, owner in owners.items():
+        path = _artifact(client, run_id, artifact, folder)
         if path is None:
             continue
         try:
             predictions[run_id] = _read_predictions(path)
         except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-            notes.append(f"The test predictions of {owner} cannot be read: {error}.")
+            notes.append(f"{artifact} of {owner} cannot be read: {error}.")
     return predictions
 
 
@@ -527,6 +617,40 @@ def _load_study_artifacts(
         path = _artifact(client, study["run_id"], schema.ARTIFACT_CONFIG, folder)
         config = path.read_text(encoding="utf-8", errors="replace") if path else config
     return versions, config, summary
+
+
+def _load_search(
+    client: MlflowClient, studies: pd.DataFrame, folder: str, notes: list[str]
+) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, dict[str, float]]]:
+    """What each study searched, and how much each hyperparameter mattered; what is of another shape is left out."""
+    spaces, importances = {}, {}
+    for _, study in studies.iterrows():
+        space = _read_json(client, study, schema.ARTIFACT_SEARCH_SPACE, folder, notes)
+        if bounds := {str(name): bounds for name, bounds in space.items() if isinstance(bounds, dict)}:
+            spaces[str(study["study"])] = bounds
+        logged = _read_json(client, study, schema.ARTIFACT_IMPORTANCES, folder, notes)
+        if shares := {str(name): float(share) for name, share in logged.items() if isinstance(share, int | float)}:
+            importances[str(study["study"])] = dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+    return spaces, importances
+
+
+def _load_histories(client: MlflowClient, comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """The epochs of the runs that a report draws: one request for each of their metrics, so not of every trial."""
+    histories = {}
+    for _, study in comparison.studies.iterrows():
+        runs = list(comparison.finals(study["study"])["run_id"])
+        if (trial := best_trial(comparison, study)) is not None:
+            runs.append(trial["run_id"])
+        for run_id in runs:
+            columns = {
+                metric: {point.step: point.value for point in client.get_metric_history(run_id, metric)}
+                for metric in schema.EPOCH_METRICS
+            }
+            table = pd.DataFrame(columns, dtype=float).rename_axis("epoch").sort_index().reset_index()
+            table = table[table["epoch"] > 0].reset_index(drop=True)
+            if len(table):
+                histories[str(run_id)] = table
+    return histories
 
 
 def _read_json(client: MlflowClient, study: pd.Series, name: str, folder: str, notes: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Write the report of one comparison: markdown for GitHub and its figure, rebuilt from MLflow alone.
+"""Write the report of one comparison: markdown and HTML with figures, JSON and CSV, rebuilt from MLflow alone.
 
 Design choices: the same records give the same bytes (no clock, a seeded bootstrap); all logged text passes through
 ``reports.formats`` before it meets markdown; a reader sees the old report or the new one, never half of one.
@@ -13,15 +13,21 @@ from typing import Any
 import pandas as pd
 
 from reports import formats
-from reports.files import replace_file, report_folder, write_markdown
+from reports.checks import class_name, evidence_of, find_warnings
+from reports.exports import write_exports
+from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
+from reports.plots import report_figures
+from reports.rules_of_thumb import rules_markdown, try_rules
 from reports.stats import METHOD_BOOTSTRAP, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
 from reports.tables import (
     ACCOUNT_STATES,
     accounting_table,
     comparison_table,
+    drift_table,
     earlier_finals,
     hyperparameters_table,
+    per_class_table,
     shifted_table,
     strategy_scores,
 )
@@ -29,12 +35,12 @@ from reports.verdict import Verdict, judge_comparison
 from sweeper import schema
 from sweeper.errors import ConfigError
 
-__all__ = ["FIGURE_NAME", "REPORT_NAME", "Report", "build_report"]
+__all__ = ["REPORT_NAME", "Report", "build_report"]
 
-REPORT_NAME = "report.md"
-FIGURE_NAME = "accuracy_vs_parameters.png"
+REPORT_NAME = "report"
 _MOST_REASONS = 4  # per state and strategy, the others are counted
 _MOST_LABELS = 12
+_EXTREME_LABELS = 5
 _PACKAGES = ("python", "torch", "transformers", "peft", "timm", "optuna", "mlflow", "datasets", "accelerate")
 
 
@@ -47,20 +53,24 @@ class Report:
         comparison: name of the comparison.
         table: the comparison table as plain values (``tables.comparison_table``).
         summary: the answer, one to three sentences of markdown.
-        figure: path of the figure, or ``None`` when there was nothing to draw.
+        files: all that was written: the markdown, the HTML page, the figures, and the files for programs.
+        run_id: the MLflow run of the newest study, where the files are logged.
+        warnings: what the checks found, sentences of markdown, the most serious first.
     """
 
     path: Path
     comparison: str
     table: pd.DataFrame
     summary: str
-    figure: Path | None = None
+    files: tuple[Path, ...] = ()
+    run_id: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def build_report(
     tracking_uri: str, *, reports_dir: Path, comparison: str | None = None, confidence: float = 0.95
 ) -> Report:
-    """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/report.md`` with its figure.
+    """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/``: ``report.md`` and all beside it.
 
     Args:
         tracking_uri: MLflow's address, e.g. ``sqlite:///outputs/mlflow.db``.
@@ -83,26 +93,25 @@ def build_report(
     verdict = judge_comparison(loaded, table, confidence)
 
     folder = report_folder(Path(reports_dir), loaded.name)
-    strategies = table[(table["kind"] == "strategy") & table["test_accuracy"].notna()]
-    figure = None
-    if strategies["trainable_params"].notna().any():
-        figure = folder / FIGURE_NAME
-        _write_figure(figure, table, loaded, verdict, confidence)
-    context = _context(loaded, table, accounting, verdict, scores, confidence)
-    path = folder / REPORT_NAME
-    write_markdown(path, "report.md.j2", {**context, "figure": FIGURE_NAME if figure else None})
-    return Report(path, loaded.name, table, verdict.summary, figure)
-
-
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def _write_figure(path: Path, table: pd.DataFrame, loaded: Comparison, verdict: Verdict, confidence: float) -> None:
-    from reports.plots import accuracy_figure, save_png
-
-    title = f"{_one(loaded.studies['model'])} on {_one(loaded.studies['dataset'])}: what each trainable parameter buys"
-    drawing = accuracy_figure(table, title=title, chosen=verdict.chosen, confidence=confidence)
-    replace_file(path, lambda target: save_png(drawing, target))
+    drawings = report_figures(loaded, table, chosen=verdict.chosen, confidence=confidence)
+    warnings = find_warnings(evidence_of(loaded, table, confidence))
+    context = _context(loaded, table, accounting, verdict, scores, confidence) | {"warnings": warnings}
+    pages = write_pages(
+        folder, REPORT_NAME, "report.md.j2", context, drawings=drawings, strategies=list(loaded.studies["label"])
+    )
+    tables = {
+        "comparison": table,
+        "hyperparameters": hyperparameters_table(loaded),
+        "shifted": shifted_table(loaded, confidence),
+        "drift": drift_table(loaded),
+        "accounting": accounting,
+    }
+    figures = [path.name for path in pages[2:]]
+    exports = write_exports(
+        folder, loaded, verdict=verdict, warnings=warnings, tables=tables, confidence=confidence, figures=figures
+    )
+    newest = str(loaded.studies["run_id"].iloc[-1])
+    return Report(pages[0], loaded.name, table, verdict.summary, (*pages, *exports), newest, tuple(warnings))
 
 
 # --- what the template shows -------------------------------------------------------------------------------------
@@ -117,7 +126,8 @@ def _context(
     confidence: float,
 ) -> dict[str, Any]:
     newest = loaded.studies["start_time"].max()
-    shifted = shifted_table(loaded)
+    shifted = shifted_table(loaded, confidence)
+    rules = rules_markdown(try_rules([(loaded, table)], confidence))
     return {
         "name": loaded.name,
         "model": _one(loaded.studies["model"]),
@@ -127,9 +137,8 @@ def _context(
         "summary": verdict.summary,
         "comparison_table": _comparison_markdown(table, verdict, confidence),
         "cost_table": _cost_markdown(table, verdict),
-        "alt_text": _alt_text(table, loaded),
         "hyperparameters_table": _hyperparameters_markdown(hyperparameters_table(loaded)),
-        "shifted_table": _shifted_markdown(shifted, table, verdict),
+        "shifted_table": _shifted_markdown(shifted, table, verdict, confidence),
         "shifted": _one(shifted["shifted"]).rpartition(" ")[0],
         "accounting_table": _accounting_markdown(accounting),
         "accounting_notes": _accounting_notes(loaded, accounting),
@@ -138,7 +147,12 @@ def _context(
         "measured": _measured(loaded, table, verdict, scores, confidence),
         "data": _data(loaded),
         "classes_table": _classes_markdown(loaded.data_summary),
-        "warnings": [str(w) for w in _list(loaded.data_summary.get("warnings"))],
+        "drift_table": _drift_markdown(drift_table(loaded), verdict),
+        "classes_of": verdict.chosen,
+        "per_class_table": _per_class_markdown(loaded, verdict),
+        "test_looks": _test_looks(loaded),
+        "rules_table": rules[0],
+        "rules_untried": rules[1],
         "notes": list(loaded.notes),
         "commands": formats.fence("\n".join(_texts(loaded.studies["command"])), "bash")
         if _texts(loaded.studies["command"])
@@ -193,14 +207,14 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
     return formats.markdown_table(header, rows)
 
 
-def _shifted_markdown(shifted: pd.DataFrame, table: pd.DataFrame, verdict: Verdict) -> str:
+def _shifted_markdown(shifted: pd.DataFrame, table: pd.DataFrame, verdict: Verdict, confidence: float) -> str:
     if shifted.empty:
         return ""
     asked = {str(row["strategy"]): row["seeds"] for row in _strategies(table)}
     rows = [
         [
             _name(str(row["strategy"]), verdict),
-            formats.score(row[schema.SHIFTED_ACCURACY]),
+            formats.score_interval(*(row[f"{schema.SHIFTED_ACCURACY}{end}"] for end in ("", "_low", "_high"))),
             formats.score(row[schema.TEST_ACCURACY]),
             formats.signed(row["difference"]),
             formats.score(row[schema.SHIFTED_MACRO_F1]),
@@ -208,8 +222,50 @@ def _shifted_markdown(shifted: pd.DataFrame, table: pd.DataFrame, verdict: Verdi
         ]
         for _, row in shifted.iterrows()
     ]
-    header = ["strategy", "shifted accuracy", "test accuracy", "difference", "shifted macro-F1", "seeds"]
-    return formats.markdown_table(header, rows)
+    header = ["strategy", f"shifted accuracy [{100 * confidence:g} %]", "test accuracy", "difference"]
+    return formats.markdown_table([*header, "shifted macro-F1", "seeds"], rows)
+
+
+def _drift_markdown(drift: pd.DataFrame, verdict: Verdict) -> str:
+    rows = [
+        [
+            _name(str(row["strategy"]), verdict),
+            formats.score(row[schema.DRIFT_CKA]),
+            formats.score(row[schema.DRIFT_COSINE]),
+            f"{row[schema.DRIFT_ITEMS]:.0f}",
+            f"{row['seeds']:.0f}",
+        ]
+        for _, row in drift.iterrows()
+    ]
+    return formats.markdown_table(["strategy", "linear CKA", "mean cosine", "inputs", "seeds"], rows)
+
+
+def _per_class_markdown(loaded: Comparison, verdict: Verdict) -> str:
+    """Precision, recall, F1 and support of the chosen strategy; of many classes the best and the worst."""
+    if verdict.chosen is None:
+        return ""
+    rows = []
+    for _, row in per_class_table(loaded, verdict.chosen).iterrows():
+        shares = [formats.score(row[of]) for of in ("precision", "recall", "f1")]
+        rows.append([class_name(loaded, row["label"]), *shares, f"{row['support']:.0f}"])
+    if len(rows) > _MOST_LABELS:
+        left_out = len(rows) - 2 * _EXTREME_LABELS
+        gap = [f"*{left_out} classes in between*", *[formats.MISSING] * 4]
+        rows = [*rows[:_EXTREME_LABELS], gap, *rows[-_EXTREME_LABELS:]]
+    return formats.markdown_table(["class", "precision", "recall", "F1", "test items"], rows)
+
+
+def _test_looks(loaded: Comparison) -> str:
+    """How often the test split was looked at, in a sentence."""
+    finals = loaded.runs[loaded.runs["kind"] == schema.KIND_FINAL]
+    numbers = {
+        "finals that count": int((finals["use"] == "counted").sum()),
+        "earlier finals that do not": sum(earlier_finals(loaded).values()),
+        "floors and references": len(loaded.floors),
+    }
+    said = ", ".join(f"{number} by {who}" for who, number in numbers.items() if number)
+    total = sum(numbers.values())
+    return f"The test split was scored {total} {'time' if total == 1 else 'times'}: {said}." if total else ""
 
 
 def _trainable(row: dict[str, Any]) -> str:
@@ -220,19 +276,25 @@ def _trainable(row: dict[str, Any]) -> str:
 
 
 def _cost_markdown(table: pd.DataFrame, verdict: Verdict) -> str:
-    header = ["strategy", "tuning", "trials", "training per final", "stored", "peak memory"]
+    header = ["strategy", "tuning", "trials", "per trial", "training per final", "stored", "peak memory", "inference"]
     rows = [
         [
             _name(str(row["strategy"]), verdict),
             formats.duration(row["tuning_seconds"]),
             f"{row['trials']:.0f}",
+            formats.duration(row["trial_seconds"]),
             formats.duration(row["train_seconds"]),
             formats.size(row["stored_bytes"]),
             formats.size(row["peak_memory_mb"] * 1e6),
+            _rate(row["test_samples_per_second"]),
         ]
         for row in _strategies(table)
     ]
     return formats.markdown_table(header, rows)
+
+
+def _rate(items_per_second: float) -> str:
+    return formats.MISSING if formats.is_missing(items_per_second) else f"{formats.count(items_per_second)} items/s"
 
 
 def _hyperparameters_markdown(table: pd.DataFrame) -> str:
@@ -378,6 +440,7 @@ def _measured(
     sized = table.loc[(table["kind"] == "strategy") & (table["seeds"] > 0), "seeds"]
     if len(sized) and sized.min() < 5:
         lines.append("With so few seeds, the spread between seeds is known only roughly.")
+    lines += _settings(loaded)
     for what, column in (
         ("Epoch ceiling", schema.PARAM_EPOCHS),
         ("Batch size", schema.PARAM_BATCH_SIZE),
@@ -391,6 +454,30 @@ def _measured(
         value = _one(records[column])
         if value:
             lines.append(f"{what}: {formats.escape(value)}.")
+    return lines
+
+
+def _settings(loaded: Comparison) -> list[str]:
+    """What of the configuration decides how inputs are read and weighed, where it applies to them."""
+    lines = []
+    image = loaded.data_summary.get("modality", loaded.setting("model.modality")) == "image"
+    for what, key, default in (
+        *(
+            (("Augmentation", "dataset.augmentation", ""), ("Image size", "dataset.image_size", "the model's own"))
+            * image
+        ),
+        *((("Longest text, in tokens", "dataset.max_length", ""),) * (not image)),
+        ("Class weights in the loss", "trainer.class_weights", ""),
+    ):
+        value = loaded.setting(key)
+        if not formats.is_missing(value) or (default and loaded.settings):
+            shown = default if formats.is_missing(value) else formats.setting(value)
+            lines.append(f"{what}: {formats.escape(shown)}.")
+    source = loaded.data_summary.get("source")
+    columns = source.get("columns") if isinstance(source, dict) else None
+    if isinstance(columns, dict):
+        shown = ", ".join(f"{formats.escape(what)} {formats.code(name)}" for what, name in columns.items() if name)
+        lines.append(f"Columns: {shown}.")
     return lines
 
 
@@ -450,15 +537,6 @@ def _versions(versions: dict[str, str]) -> str:
     first = [package for package in _PACKAGES if package in versions]
     ordered = first + sorted(set(versions) - set(first))
     return ", ".join(f"{formats.escape(package)} {formats.escape(versions[package])}" for package in ordered)
-
-
-def _alt_text(table: pd.DataFrame, loaded: Comparison) -> str:
-    points = [
-        f"{row['strategy']} {formats.score(row['test_accuracy'])} with {formats.count(row['trainable_params'])}"
-        for row in _strategies(table)
-        if pd.notna(row["test_accuracy"]) and pd.notna(row["trainable_params"])
-    ]
-    return formats.escape(f"Test accuracy against trainable parameters: {'; '.join(points)}.", limit=600)
 
 
 def _accuracy(row: dict[str, Any]) -> str:

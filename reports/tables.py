@@ -11,18 +11,20 @@ import numpy as np
 import pandas as pd
 
 from reports.formats import is_missing
-from reports.load import Comparison
+from reports.load import Comparison, best_trial
 from reports.stats import SeedScores, accuracy_interval, seed_scores
 from sweeper import schema
 
 __all__ = [
     "ACCOUNT_STATES",
     "accounting_table",
-    "best_trial",
     "comparison_table",
+    "drift_table",
     "earlier_finals",
     "floor_scores",
     "hyperparameters_table",
+    "per_class_table",
+    "shifted_scores",
     "shifted_table",
     "size_table",
     "strategy_scores",
@@ -37,6 +39,7 @@ ACCOUNT_STATES = (
     schema.STATE_INTERRUPTED,
     schema.STATE_RUNNING,
 )
+_SHIFTED_COLUMNS = (schema.SHIFTED_ACCURACY, "shifted_accuracy_low", "shifted_accuracy_high")
 _FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, schema.STATE_FAILED)
 
 
@@ -56,31 +59,6 @@ def floor_scores(comparison: Comparison) -> dict[str, SeedScores]:
     }
 
 
-def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
-    """The trial whose configuration won a study, or ``None`` when none completed.
-
-    The counted finals name it; before they ran, it is the complete trial that carries the study's winner or else the
-    one with the best value of what the study selects by (least for a loss).
-    """
-    trials = comparison.trials(study["study"])
-    complete = trials[trials["state"] == schema.STATE_COMPLETE]
-    if complete.empty:
-        return None
-    named = set(comparison.finals(study["study"])[schema.PARAM_TRIAL].dropna())
-    won = complete[complete[schema.PARAM_TRIAL].isin(named)]
-    if won.empty and not is_missing(study["configuration"]):
-        won = complete[complete["configuration"] == study["configuration"]]
-    if not won.empty:
-        return won.iloc[-1]
-    metric = study[schema.PARAM_METRIC]
-    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
-    column = f"best_{metric}" if f"best_{metric}" in complete.columns else metric
-    values = pd.to_numeric(complete.get(column, pd.Series(math.nan, index=complete.index)), errors="coerce").dropna()
-    if values.empty:
-        return None
-    return complete.loc[values.idxmin() if metric.endswith("loss") else values.idxmax()]
-
-
 def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.DataFrame:
     """One row per strategy, fewest trainable parameters first, then one row per floor.
 
@@ -88,15 +66,22 @@ def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.Dat
     the stage that trains the most) with its ``_mean`` over epochs and its ``_head`` and ``_backbone`` parts,
     ``total_params``, ``trainable_pct``, ``test_accuracy`` with ``_low`` and ``_high``, ``interval_method``,
     ``test_macro_f1``, ``seeds`` (finals counted), ``seeds_asked``, ``best_validation_accuracy`` (of the winning trial),
-    ``train_seconds`` (mean per final), ``tuning_seconds``, ``trials`` (finished), ``stored_bytes``, ``peak_memory_mb``
-    (highest of the finals). Sizes come from the finals,
+    ``train_seconds`` (mean per final), ``trial_seconds`` (mean per finished trial), ``tuning_seconds``, ``trials``
+    (finished), ``stored_bytes``, ``peak_memory_mb`` (highest of the finals), ``test_samples_per_second`` (mean over the
+    finals), ``shifted_accuracy`` with ``_low`` and ``_high`` (NaN without shifted data). Sizes come from the finals,
     from the winning trial where there are none.
 
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
     """
     scores = strategy_scores(comparison)
+    shifted = shifted_scores(comparison)
     rows = [_strategy_row(comparison, study, scores[study["label"]], confidence) for _, study in _studies(comparison)]
+    for row in rows:
+        score = shifted.get(str(row["strategy"]))
+        given = None if score is None else accuracy_interval(score, confidence=confidence)
+        values = (math.nan,) * 3 if given is None else (given.mean, given.low, given.high)
+        row |= dict(zip(_SHIFTED_COLUMNS, values, strict=True))
     table = pd.DataFrame(rows)
     table = table.sort_values(["trainable_params", "strategy"], na_position="last", ignore_index=True)
     floors: list[dict[str, Any]] = []
@@ -162,10 +147,12 @@ def _strategy_row(comparison: Comparison, study: pd.Series, scores: SeedScores, 
         "seeds": float(len(finals)),
         "seeds_asked": _number(study[schema.FINAL_SEEDS]),
         "best_validation_accuracy": math.nan if trial is None else float(trial[schema.BEST_VALIDATION_ACCURACY]),
+        "trial_seconds": float(trials.loc[trials["state"].isin(_FINISHED), schema.TRAIN_SECONDS].mean()),
         "train_seconds": float(finals[schema.TRAIN_SECONDS].mean()) if len(finals) else math.nan,
         "tuning_seconds": float(spent.sum()) if is_missing(tuning) and len(spent) else _number(tuning),
         "trials": float(trials["state"].isin(_FINISHED).sum()),
         "peak_memory_mb": measured(schema.PEAK_MEMORY_MB, "max"),
+        "test_samples_per_second": float(finals[schema.TEST_SAMPLES_PER_SECOND].mean()) if len(finals) else math.nan,
     }
 
 
@@ -193,27 +180,90 @@ def hyperparameters_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def shifted_table(comparison: Comparison) -> pd.DataFrame:
+def shifted_scores(comparison: Comparison) -> dict[str, SeedScores]:
+    """Strategy label -> scores on the shifted data that the newest counted final was scored on."""
+    return {
+        label: seed_scores(
+            runs.assign(**{schema.TEST_ACCURACY: runs[schema.SHIFTED_ACCURACY], schema.PARAM_TEST_SIZE: math.nan}),
+            comparison.shifted_predictions,
+        )
+        for label, runs in _shifted_finals(comparison).items()
+    }
+
+
+def shifted_table(comparison: Comparison, confidence: float = 0.95) -> pd.DataFrame:
     """The counted finals on the shifted data that the newest of them was scored on; empty where there are none.
 
-    Columns: ``strategy``, ``shifted`` (name and fingerprint of the data), ``shifted_accuracy``, ``test_accuracy`` and
-    ``difference`` (shifted less test), ``shifted_macro_f1``, all of them means over the same ``seeds`` finals.
+    Columns: ``strategy``, ``shifted`` (name and fingerprint of the data), ``shifted_accuracy`` with ``_low`` and
+    ``_high``, ``test_accuracy`` and ``difference`` (shifted less test), ``shifted_macro_f1``, all of them means over
+    the same ``seeds`` finals.
     """
-    columns = ["strategy", "shifted", schema.SHIFTED_ACCURACY, schema.TEST_ACCURACY, "difference"]
+    columns = ["strategy", "shifted", *_SHIFTED_COLUMNS, schema.TEST_ACCURACY, "difference"]
     columns += [schema.SHIFTED_MACRO_F1, "seeds"]
+    scores = shifted_scores(comparison)
+    rows = []
+    for label, runs in _shifted_finals(comparison).items():
+        means = runs[[schema.SHIFTED_ACCURACY, schema.TEST_ACCURACY, schema.SHIFTED_MACRO_F1]].mean().to_dict()
+        interval = accuracy_interval(scores[label], confidence=confidence)
+        rows.append(
+            {"strategy": label, "shifted": runs["shifted"].iloc[0], **means, "seeds": len(runs)}
+            | {"difference": means[schema.SHIFTED_ACCURACY] - means[schema.TEST_ACCURACY]}
+            | dict(zip(_SHIFTED_COLUMNS[1:], (interval.low, interval.high), strict=True))
+        )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _shifted_finals(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Strategy label -> its counted finals on the newest shifted data; those without any are left out."""
     finals = {study["label"]: comparison.finals(study["study"]) for _, study in _studies(comparison)}
     scored = pd.concat([runs[runs[schema.SHIFTED_ACCURACY].notna()] for runs in finals.values()])
     if scored.empty:
-        return pd.DataFrame(columns=columns)
+        return {}
     newest = scored.sort_values("start_time")["shifted"].iloc[-1]
+    same = {
+        label: runs[runs[schema.SHIFTED_ACCURACY].notna() & (runs["shifted"] == newest)]
+        for label, runs in finals.items()
+    }
+    return {label: runs for label, runs in same.items() if len(runs)}
+
+
+def drift_table(comparison: Comparison) -> pd.DataFrame:
+    """How far the counted finals' features moved from the pretrained ones; empty where that was not asked for.
+
+    Columns: ``strategy``, ``drift_cka``, ``drift_cosine``, ``drift_items`` (means over ``seeds`` finals).
+    """
+    columns = ["strategy", schema.DRIFT_CKA, schema.DRIFT_COSINE, schema.DRIFT_ITEMS, "seeds"]
     rows = []
-    for label, runs in finals.items():
-        same = runs[runs[schema.SHIFTED_ACCURACY].notna() & (runs["shifted"] == newest)]
-        if len(same):
-            means = same[[schema.SHIFTED_ACCURACY, schema.TEST_ACCURACY, schema.SHIFTED_MACRO_F1]].mean().to_dict()
-            difference = means[schema.SHIFTED_ACCURACY] - means[schema.TEST_ACCURACY]
-            rows.append({"strategy": label, "shifted": newest, **means, "difference": difference, "seeds": len(same)})
+    for _, study in _studies(comparison):
+        finals = comparison.finals(study["study"])
+        asked = finals[finals[schema.DRIFT_CKA].notna()]
+        if len(asked):
+            rows.append({"strategy": study["label"], **asked[columns[1:-1]].mean().to_dict(), "seeds": len(asked)})
     return pd.DataFrame(rows, columns=columns)
+
+
+def per_class_table(comparison: Comparison, label: str) -> pd.DataFrame:
+    """What the finals of one strategy make of each class of the test split, the best one first.
+
+    Columns: ``label`` (as predictions hold it), ``precision``, ``recall`` and ``f1`` (means over the finals; 0 where
+    nothing was predicted), ``support`` (test items). Empty where no predictions were logged.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    study = comparison.studies.loc[comparison.studies["label"] == label, "study"].iloc[0]
+    runs = comparison.finals(study)["run_id"]
+    tables = [comparison.predictions[run] for run in runs if run in comparison.predictions]
+    names = sorted({str(name) for table in tables for name in table["label"]})
+    columns = ["precision", "recall", "f1", "support"]
+    if not names:
+        return pd.DataFrame(columns=["label", *columns])
+    scores = [
+        np.array(precision_recall_fscore_support(table["label"], table["prediction"], labels=names, zero_division=0))
+        for table in tables
+    ]
+    found = pd.DataFrame(np.mean(scores, axis=0).T, columns=columns)
+    found.insert(0, "label", names)
+    return found.sort_values(["f1", "label"], ascending=[False, True], ignore_index=True)
 
 
 def accounting_table(comparison: Comparison) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -42,6 +42,15 @@ class Adapter(BackboneStrategy):
         add_adapters(blocks, self.reduction)
         set_trainable(model, (*layout.head, *(f"{block}.adapter" for block in blocks)))
         return model
+
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int | None:
+        """``2 d m + m + d`` for each adapter; None for images, whose width d may change from block to block."""
+        backbone: Any = model.get_submodule(layout.backbone)
+        if backbone.main_input_name != "input_ids":
+            return None
+        width = int(backbone.config.hidden_size)
+        bottleneck = max(1, width // self.reduction)
+        return len(layout.last_blocks(self.num_blocks)) * (2 * width * bottleneck + bottleneck + width)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()

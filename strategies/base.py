@@ -163,6 +163,17 @@ class Strategy(ABC):
             for (factor, decayed), parameters in groups.items()
         ]
 
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int | None:
+        """What it trains outside of the head, by its paper's formula; None where that is just a count.
+
+        It is held against what was counted, so that a layer that was missed, or wrapped twice, is noticed.
+
+        Args:
+            model: one that :meth:`prepare` works on, not prepared yet.
+            layout: of the model.
+        """
+        return None
+
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold what the strategy added into the backbone's own weights, in place, where that is possible."""
         return model

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from strategies.base import Layout
-from strategies.injection import convolutions
+from strategies.injection import convolutions, layer_sizes
 from strategies.lora import Lora
 
 __all__ = ["Dora"]
@@ -30,6 +30,11 @@ class Dora(Lora):
 
     name: ClassVar[str] = "dora"
     options: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
+        """LoRA's, and one magnitude for each output."""
+        magnitudes = sum(outputs for _, outputs in layer_sizes(model, self._targets(model, layout)))
+        return super().closed_form_params(model, layout) + magnitudes
 
     def _adapt(self, model: nn.Module, layout: Layout, names: tuple[str, ...]) -> nn.Module:
         without_dropout = convolutions(model, names)

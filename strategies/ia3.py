@@ -8,7 +8,15 @@ from typing import ClassVar
 from torch import nn
 
 from strategies.base import BackboneStrategy, Layout, NotApplicable
-from strategies.injection import AUTO, find_targets, inject, is_stored_transposed, merge_adapters, only_linear
+from strategies.injection import (
+    AUTO,
+    find_targets,
+    inject,
+    is_stored_transposed,
+    layer_sizes,
+    merge_adapters,
+    only_linear,
+)
 
 __all__ = ["Ia3"]
 
@@ -62,6 +70,11 @@ class Ia3(BackboneStrategy):
             fan_in_fan_out=is_stored_transposed(model, names),
         )
         return inject(IA3Model, config, model, layout)
+
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
+        """A scale for each output of keys and values, and for each input of the feed-forward layers."""
+        outputs = sum(size for _, size in layer_sizes(model, self._outputs(model, layout)))
+        return outputs + sum(size for size, _ in layer_sizes(model, self._inputs(model, layout)))
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Multiply each vector into its frozen layer and remove it; the outputs stay the same."""

@@ -6,6 +6,7 @@ boundary, counts and saving work as they do for every other strategy.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "inject",
     "is_adaptable",
     "is_stored_transposed",
+    "layer_sizes",
     "merge_adapters",
     "only_linear",
 ]
@@ -92,6 +94,20 @@ def only_linear(strategy: str, model: nn.Module, names: tuple[str, ...]) -> tupl
 def is_stored_transposed(model: nn.Module, names: tuple[str, ...]) -> bool:
     """Whether the layers hold their weights as (in, out), as GPT-2's do."""
     return any(isinstance(model.get_submodule(name), Conv1D) for name in names)
+
+
+def layer_sizes(model: nn.Module, names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Inputs and outputs of each layer; of a convolution, area of the kernel times channels in."""
+    sizes = []
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        if isinstance(layer, nn.Conv2d):
+            sizes.append((math.prod(layer.kernel_size) * layer.in_channels, layer.out_channels))
+        else:
+            transposed = isinstance(layer, Conv1D)
+            inputs, outputs = layer.weight.shape if transposed else layer.weight.shape[::-1]
+            sizes.append((inputs, outputs))
+    return sizes
 
 
 def inject(tuner: type[BaseTuner], config: Any, model: nn.Module, layout: Layout) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from strategies.base import BackboneStrategy, Layout
-from strategies.injection import AUTO, find_targets, inject, is_stored_transposed, merge_adapters
+from strategies.injection import AUTO, find_targets, inject, is_stored_transposed, layer_sizes, merge_adapters
 
 __all__ = ["Lora"]
 
@@ -52,6 +52,10 @@ class Lora(BackboneStrategy):
             ValueError: no layer of the blocks goes by a name in ``targets``, or the model has fewer blocks.
         """
         return self._adapt(model, layout, self._targets(model, layout))
+
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
+        """``rank * (inputs + outputs)``, summed over the target layers."""
+        return sum(self.rank * sum(sizes) for sizes in layer_sizes(model, self._targets(model, layout)))
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Add each update to its frozen layer and remove the matrices; the outputs stay the same."""

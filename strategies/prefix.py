@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -45,6 +45,11 @@ class Prefix(BackboneStrategy):
         addition(model, "add_virtual_tokens")(self.num_tokens, layout.blocks, init="normal")
         set_trainable(model, (*layout.head, *(f"{block}.virtual_tokens" for block in layout.blocks)))
         return model
+
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
+        """``L n d``: virtual tokens of every block times the width of its hidden states."""
+        backbone: Any = model.get_submodule(layout.backbone)
+        return len(layout.blocks) * self.num_tokens * int(backbone.config.hidden_size)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()

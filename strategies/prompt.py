@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -45,6 +45,11 @@ class Prompt(BackboneStrategy):
             if name.endswith(".virtual_tokens"):
                 parameter.requires_grad_(True)
         return model
+
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
+        """``n d``: virtual tokens times the width of the embeddings."""
+        backbone: Any = model.get_submodule(layout.backbone)
+        return self.num_tokens * int(backbone.get_input_embeddings().embedding_dim)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from strategies.base import BackboneStrategy, Layout
-from strategies.injection import AUTO, find_targets, inject, is_stored_transposed, merge_adapters, only_linear
+from strategies.injection import (
+    AUTO,
+    find_targets,
+    inject,
+    is_stored_transposed,
+    layer_sizes,
+    merge_adapters,
+    only_linear,
+)
 
 __all__ = ["Vera"]
 
@@ -58,6 +66,11 @@ class Vera(BackboneStrategy):
             projection_prng_key=int(torch.randint(2**31, ())),
         )
         return inject(VeraModel, config, model, layout)
+
+    def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
+        """``rank + outputs``, summed over the target layers."""
+        names = find_targets(layout, self.targets, self.num_blocks)
+        return sum(self.rank + outputs for _, outputs in layer_sizes(model, names))
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Add each update to its frozen layer and remove the vectors; the outputs stay the same."""

@@ -119,9 +119,27 @@ def _print_size_report(report: reports.Report, config: Config, console: Console)
         shown = floor_name(name, short=True) if kind == "floor" else str(name).replace("+", "\n+")
         table.add_row(shown, *(_accuracy(cells[size]) if size in cells else "" for size in sizes))
     console.print(table)
+    _print_files(report, config, console)
+
+
+def _print_files(report: reports.Report, config: Config, console: Console) -> None:
+    """The answer and where it was written; what was written is logged to MLflow, where that is possible."""
+    from sweeper.tracking import log_report
+
     console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
+    if report.warnings:
+        console.print(f"Warnings:  {len(report.warnings)}, at the top of the report", highlight=False, soft_wrap=True)
+    pages = [path for path in report.files if path.suffix in (".md", ".html", ".json")]
+    others = [path.name for path in report.files if path not in pages]
+    for i, path in enumerate(pages):
+        console.print(f"{'' if i else 'Report:':<10} {path}", highlight=False, markup=False, soft_wrap=True)
+    if others:
+        console.print(f"{'':<10} beside it: {', '.join(others)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+    try:
+        log_report(_tracking_uri(config), report.run_id, report.files)
+    except StudyError as error:
+        console.print(f"Warning: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
@@ -131,16 +149,16 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 def _print_report(report: reports.Report, config: Config, console: Console) -> None:
     console.print(f"\n[bold]{report.comparison}[/bold], test split", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
-    columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
+    columns = ["strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time"]
+    shifted = report.table["shifted_accuracy"].notna().any()
+    columns += ["shifted"] * bool(shifted)
     for column in columns:  # long names are folded, numbers never
         name = column == "strategy"
         table.add_column(column, justify="left" if name else "right", no_wrap=not name, overflow="fold", min_width=8)
     for row in report.table.to_dict("records"):
-        table.add_row(*_row(row))
+        table.add_row(*_row(row), *([_shifted(row)] if shifted else []))
     console.print(table)
-    console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+    _print_files(report, config, console)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -156,6 +174,13 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         _interval(row) if tested else "",
         duration(sum(value for value in seconds if not math.isnan(value))),
     )
+
+
+def _shifted(row: Mapping[str, Any]) -> str:
+    accuracy, low, high = (row[f"shifted_accuracy{end}"] for end in ("", "_low", "_high"))
+    if math.isnan(accuracy):
+        return ""
+    return f"{accuracy:.3f}" if math.isnan(low) else f"{accuracy:.3f}\n[{low:.3f}, {high:.3f}]"
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -151,6 +151,7 @@ class FinalConfig:
     """The retraining of the best configuration, scored on the test split."""
 
     seeds: int = 3  # how many; 0 = the search alone: no test scores, no report
+    drift: bool = False  # how far finals' features moved from the pretrained ones (on validation inputs)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.data.images import ImageEncoder, unreadable
 from sweeper.data.splits import sample_rows
 from sweeper.data.tokenize import TextEncoder, token_summary
+from sweeper.drift import head_inputs, linear_cka, mean_cosine
 from sweeper.hashing import digest
 from sweeper.models.additions import WithAdditions, max_positions
 from sweeper.models.preprocessing import preprocessing_of
@@ -36,7 +37,9 @@ from sweeper.training.recorder import EpochRecord
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
 
-__all__ = ["Run", "Task", "TestScores", "predictions_table"]
+__all__ = ["DRIFT_ITEMS", "Run", "Task", "TestScores", "predictions_table"]
+
+DRIFT_ITEMS = 1000  # validation inputs that features are compared on
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ class Task:
             peak = {**peak, "trainable": peak["total"], "backbone": peak["total"] - peak["head"]}
             stored = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         over_epochs = sum(count["trainable"] * part for count, part in zip(counts, epochs, strict=True))
-        return model, {
+        sizes = {
             schema.TRAINABLE_PARAMS: peak["trainable"],
             schema.TRAINABLE_PARAMS_MEAN: over_epochs / sum(epochs),
             schema.TRAINABLE_PARAMS_HEAD: peak["head"],
@@ -225,6 +228,10 @@ class Task:
             schema.TRAINABLE_PCT: 100 * peak["trainable"] / peak["total"],
             schema.STORED_BYTES: stored,
         }
+        formula = strategy.closed_form_params(self.pretrained.model, layout)
+        if formula is not None and not self.backbone_trained:
+            sizes[schema.EXPECTED_TRAINABLE_PARAMS] = peak["head"] + formula
+        return model, sizes
 
     def run(
         self,
@@ -296,6 +303,35 @@ class Task:
             schema.SHIFTED_LOSS: shifted.loss,
         }
         return TestScores(metrics, test.predictions, shifted.predictions)
+
+    def drift(self, run: Run) -> dict[str, float]:
+        """How far the features that the head reads lie from the pretrained ones, on validation inputs.
+
+        Of no more than ``DRIFT_ITEMS`` inputs, spread over their lengths. Empty where a head of the architecture's own
+        reads more than one vector. After domain pretraining, its result stands for the pretrained model.
+        """
+        before, after = self._pretrained_features, self._features(run.model)
+        if before is None or after is None:
+            return {}
+        return {
+            schema.DRIFT_CKA: linear_cka(before, after),
+            schema.DRIFT_COSINE: mean_cosine(before, after),
+            schema.DRIFT_ITEMS: len(after),
+        }
+
+    @cached_property
+    def _pretrained_features(self) -> np.ndarray | None:
+        return self._features(self.pretrained.fresh(0))
+
+    def _features(self, model: nn.Module) -> np.ndarray | None:
+        step = -(-len(self.validation) // DRIFT_ITEMS)
+        split = self.validation.select(range(0, len(self.validation), step))
+        data = replace(self.data, cache=None)
+        return head_inputs(
+            model,
+            self.pretrained.layout.head,
+            lambda: predict(model, split, data, self.settings.precision, lambda: None),
+        )
 
     def _score(self, run: Run, encoded: EncodedSplit, split: Split) -> _Scores:
         """A trained model on a split that it was not trained on."""

@@ -65,6 +65,7 @@ class Plan:
         metric: what trials are chosen by.
         maximize: whether more of it is better.
         final_seeds: number of finals.
+        drift: whether finals are asked how far their features moved from the pretrained ones.
         max_failure_rate: share of failed trials above which the study stops.
         tags: for each of its MLflow runs.
         params: likewise.
@@ -88,6 +89,7 @@ class Plan:
     metric: str
     maximize: bool
     final_seeds: int
+    drift: bool
     max_failure_rate: float
     tags: Mapping[str, str]
     params: Mapping[str, Any]
@@ -179,6 +181,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         metric=config.study.metric,
         maximize=task.settings.maximize,
         final_seeds=config.final.seeds,
+        drift=config.final.drift,
         max_failure_rate=config.study.max_failure_rate,
         tags=tags,
         params=params,
@@ -189,6 +192,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         },
         files={
             schema.ARTIFACT_CONFIG: OmegaConf.to_yaml(config, resolve=True),
+            schema.ARTIFACT_SEARCH_SPACE: spec.as_json(),
             schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
             schema.ARTIFACT_DATA_SUMMARY: json.dumps(task.summary, indent=2),
         },

@@ -83,6 +83,7 @@ TRAINABLE_PARAMS_HEAD: Final = "trainable_params_head"
 TRAINABLE_PARAMS_BACKBONE: Final = "trainable_params_backbone"
 TOTAL_PARAMS: Final = "total_params"
 TRAINABLE_PCT: Final = "trainable_pct"  # percent of total_params
+EXPECTED_TRAINABLE_PARAMS: Final = "expected_trainable_params"  # by the strategy's formula, where it has one
 TRAIN_SECONDS: Final = "train_seconds"  # wall time of training and its evaluations
 PEAK_MEMORY_MB: Final = "peak_memory_mb"
 STORED_BYTES: Final = "stored_bytes"  # what has to be stored to restore what was trained
@@ -111,6 +112,11 @@ PROMPTED_CUT: Final = "prompted_cut"  # texts that were cut
 SHIFTED_ACCURACY: Final = "shifted_accuracy"
 SHIFTED_MACRO_F1: Final = "shifted_macro_f1"
 SHIFTED_LOSS: Final = "shifted_loss"
+
+# --- metrics of final runs with final.drift: backbone's features on validation inputs, trained against pretrained ---
+DRIFT_CKA: Final = "drift_cka"  # linear CKA; 1 = the same features
+DRIFT_COSINE: Final = "drift_cosine"  # mean over the inputs
+DRIFT_ITEMS: Final = "drift_items"  # inputs looked at
 
 # --- metrics of study runs ---------------------------------------------------------------------------------------
 TUNING_SECONDS: Final = "tuning_seconds"  # summed over all trials, whatever their state, and domain pretraining
@@ -149,5 +155,8 @@ PARAM_SEARCHED: Final = "searched"
 ARTIFACT_CONFIG: Final = "config.yaml"  # study: the composed configuration
 ARTIFACT_VERSIONS: Final = "versions.json"  # study: {"python": "3.11.7", "torch": "2.15.0", ...}
 ARTIFACT_DATA_SUMMARY: Final = "data_summary.json"  # study: sizes, label names and counts, warnings
+ARTIFACT_SEARCH_SPACE: Final = "search_space.json"  # study: {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": true}}
+ARTIFACT_IMPORTANCES: Final = "importances.json"  # study: {"learning_rate": 0.8, ...}, shares of what was searched
 ARTIFACT_PREDICTIONS: Final = "predictions.csv"  # final, floor: item,group,label,prediction,probability
 ARTIFACT_SHIFTED_PREDICTIONS: Final = "shifted_predictions.csv"  # final: the same of the shifted data
+ARTIFACT_REPORT: Final = "report"  # study: folder of the newest report's files, in the newest study of a comparison

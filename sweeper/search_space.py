@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_type_hints
@@ -55,6 +56,14 @@ class StrategySpec:
             for name, d in self.space.items()
         }
         return [{name: pair[index] for name, pair in ends.items()} for index in (0, 1)]
+
+    def as_json(self) -> str:
+        """The space as JSON: field -> ``low``, ``high``, ``log`` and ``step``, or ``choices``."""
+        named = {
+            name: {key: value for key in _BOUNDS if (value := getattr(distribution, key, None)) is not None}
+            for name, distribution in self.space.items()
+        }
+        return json.dumps(named, indent=2)
 
     def values_of(self, field: str) -> list[dict[str, Any]]:
         """The lowest configuration with every value of one field in turn; that alone where it is not searched."""

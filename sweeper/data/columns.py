@@ -37,6 +37,13 @@ class Columns:
     group: str | None
     split: str | None
 
+    def by_part(self, modality: str) -> dict[str, str]:
+        """What they hold -> their names, the same parts as of a hub's dataset."""
+        parts = ("text", "second_text") if modality == "text" else ("image",)
+        named = {**dict(zip(parts, self.inputs, strict=False)), "label": self.label}
+        named |= {part: name for part, name in (("group", self.group), ("split", self.split)) if name}
+        return named
+
     def names(self) -> list[str]:
         """All of them, each once."""
         given = (*self.inputs, self.label, self.group, self.split)

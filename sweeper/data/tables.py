@@ -61,6 +61,7 @@ def read(request: DataRequest) -> Source:
 
     report = _Report([warning for table in tables.values() for warning in table.warnings])
     bad = sum(table.bad for table in tables.values())
+    report.counts["columns"] = columns.by_part(request.modality)
     report.count("rows", len(items) + bad)
     report.count("bad_rows", bad)
     labels = _labels(cells[columns.label])

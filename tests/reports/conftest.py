@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,9 @@ class Recorder:
             artifacts={
                 schema.ARTIFACT_CONFIG: f"strategy: {strategy}\n",
                 schema.ARTIFACT_VERSIONS: json.dumps({"torch": "2.15.0", "python": "3.11.7"}),
-                schema.ARTIFACT_DATA_SUMMARY: json.dumps(summary),
-            },
+                schema.ARTIFACT_DATA_SUMMARY: json.dumps(summary | more.pop("summary", {})),
+            }
+            | more.pop("artifacts", {}),
             **more,
         )
         return study
@@ -173,6 +175,8 @@ class Recorder:
         winner: str = "c1",
         logged: bool = True,
         params: dict[str, Any] | None = None,
+        metrics: dict[str, float] | None = None,
+        artifacts: dict[str, str] | None = None,
         **more: Any,
     ) -> str:
         metrics = {
@@ -185,6 +189,7 @@ class Recorder:
             schema.TOTAL_PARAMS: 22_700_000,
             schema.TRAINABLE_PCT: 100 * size / 22_700_000,
             schema.STORED_BYTES: 4 * size,
+            **(metrics or {}),
         }
         table = predictions(accuracy, seed * 7 + len(study))
         return self.log(
@@ -192,12 +197,23 @@ class Recorder:
             comparison,
             study=study,
             strategy=study.split("-")[2],
-            tags={schema.TAG_WINNER: winner},
+            tags={schema.TAG_WINNER: winner} | more.pop("tags", {}),
             params={schema.PARAM_SEED: seed, schema.PARAM_TRIAL: 1, **SPLITS, **(params or {})},
             metrics=metrics,
-            artifacts={schema.ARTIFACT_PREDICTIONS: table.to_csv(index=False)} if logged else {},
+            artifacts=({schema.ARTIFACT_PREDICTIONS: table.to_csv(index=False)} if logged else {}) | (artifacts or {}),
             **more,
         )
+
+    def epochs(self, run_id: str, **curves: Sequence[float]) -> None:
+        """Log metrics epoch by epoch, the first one as epoch 1."""
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(name, value, self.clock, epoch)
+            for name, values in curves.items()
+            for epoch, value in enumerate(values, start=1)
+        ]
+        self.client.log_batch(run_id, metrics=points)
 
     def floor(self, comparison: str, name: str, accuracy: float) -> str:
         return self.log(

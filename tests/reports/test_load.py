@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -37,6 +38,37 @@ def test_everything_logged_is_there_and_typed(uri):
     assert (table["label"] == table["prediction"]).mean() == pytest.approx(finals["test_accuracy"].iloc[0])
     assert comparison.versions["torch"] == "2.15.0" and comparison.config.startswith("strategy:")
     assert comparison.data_summary["sizes"]["test"] == 2000
+
+
+def test_epochs_of_finals_and_best_trials_are_read_in_order(recorder):
+    study = recorder.study("c-epochs", "lora")
+    other = recorder.trial("c-epochs", study, 0, score=0.6)
+    best = recorder.trial("c-epochs", study, 1, score=0.8)
+    final = recorder.final("c-epochs", study, 1000, 0.8, size=10)
+    earlier = recorder.final("c-epochs", study, 1001, 0.8, size=10, winner="old")
+    for run in (other, best, final, earlier):
+        recorder.epochs(run, train_loss=[0.7, 0.6, 0.5], validation_accuracy=[0.6, 0.8])
+    histories = reports.load_comparison(recorder.uri, "c-epochs").histories
+    assert set(histories) == {best, final}  # of thousands of trials a report draws one
+    table = histories[final]
+    assert list(table.columns) == ["epoch", *schema.EPOCH_METRICS] and list(table["epoch"]) == [1, 2, 3]
+    assert list(table["train_loss"]) == [0.7, 0.6, 0.5]
+    assert list(table["validation_accuracy"][:2]) == [0.6, 0.8] and table["validation_accuracy"].isna()[2]
+
+
+def test_search_space_and_importances_are_read_and_odd_ones_left_out(recorder):
+    space = {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "rank": "8"}
+    study = recorder.study(
+        "c-space",
+        "lora",
+        artifacts={
+            schema.ARTIFACT_SEARCH_SPACE: json.dumps(space),
+            schema.ARTIFACT_IMPORTANCES: json.dumps({"rank": 0.2, "learning_rate": 0.8, "targets": "much"}),
+        },
+    )
+    comparison = reports.load_comparison(recorder.uri, "c-space")
+    assert comparison.spaces == {study: {"learning_rate": space["learning_rate"]}}
+    assert list(comparison.importances[study].items()) == [("learning_rate", 0.8), ("rank", 0.2)]
 
 
 def test_finals_count_only_for_the_present_winner_and_once_per_seed(uri):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import reports
-from reports import render
 from reports.tables import accounting_table, comparison_table, hyperparameters_table
 from sweeper.errors import ConfigError, ThawlineError
 from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE
@@ -65,7 +64,7 @@ def test_looks_at_the_test_split_are_counted(built):
 def test_study_of_failures_only_is_still_a_report(built):
     report = built[FAILURES]
     assert report.summary.startswith("Nothing can be chosen yet")
-    assert report.figure is None and "![" not in prose(report)
+    assert not [path for path in report.files if path.suffix == ".svg"] and "![" not in prose(report)
     assert "failed: out of memory (2 times)" in prose(report)
     assert "## Best hyperparameters" not in prose(report) and "## Floors" not in prose(report)
 
@@ -84,9 +83,10 @@ def test_nothing_missing_is_printed_as_a_number_and_no_section_is_empty(built, n
 def test_every_relative_link_leads_to_a_file_of_the_report(built, name):
     report = built[name]
     targets = re.findall(r"\]\(([^)]+)\)", prose(report))
-    assert [report.path.parent / target for target in targets] == ([report.figure] if report.figure else [])
+    figures = [path.name for path in report.files if path.suffix == ".svg"]
+    assert targets == figures
     assert all((report.path.parent / target).stat().st_size > 10_000 for target in targets)
-    assert {p.name for p in report.path.parent.iterdir()} <= {render.REPORT_NAME, render.FIGURE_NAME}  # no leftovers
+    assert {path.name for path in report.path.parent.iterdir()} == {path.name for path in report.files}  # no leftovers
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -116,12 +116,11 @@ def test_same_records_give_the_same_bytes(built, uri, tmp_path):
     again = reports.build_report(uri, reports_dir=tmp_path / "new" / "folder", comparison=KNOWN)
     assert again.path == tmp_path / "new" / "folder" / KNOWN / "report.md"
     assert again.path.read_bytes() == built[KNOWN].path.read_bytes()
-    assert again.figure.read_bytes() == built[KNOWN].figure.read_bytes()
 
 
 def test_failed_writing_leaves_the_old_report_whole(uri, tmp_path, monkeypatch):
-    path = reports.build_report(uri, reports_dir=tmp_path, comparison=KNOWN).path
-    before = path.read_bytes()
+    report = reports.build_report(uri, reports_dir=tmp_path, comparison=KNOWN)
+    before = {path: path.read_bytes() for path in report.files}
 
     def full_disk(self: Path, *args: object, **kwargs: object) -> int:
         self.write_bytes(b"half")
@@ -130,8 +129,7 @@ def test_failed_writing_leaves_the_old_report_whole(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(ThawlineError, match="No space left on device"):
         reports.build_report(uri, reports_dir=tmp_path, comparison=KNOWN)
-    assert path.read_bytes() == before
-    assert sorted(p.name for p in path.parent.iterdir()) == [render.FIGURE_NAME, render.REPORT_NAME]
+    assert {path: path.read_bytes() for path in report.path.parent.iterdir()} == before
 
 
 def test_confidence_reaches_the_report(uri, tmp_path):

@@ -24,6 +24,7 @@ from sweeper.models.pretrained import Pretrained
 
 __all__ = [
     "CHECKS",
+    "check_count_is_that_of_the_closed_form",
     "check_groups_partition_the_trainables",
     "check_head_always_trains",
     "check_only_trainables_move",
@@ -107,6 +108,13 @@ def check_head_always_trains(strategy: Strategy, pretrained: Pretrained) -> None
     counts = count_parameters(model, pretrained.layout)
     assert counts["head"] == sum(parameter.numel() for parameter in head)
     assert counts["trainable"] == counts["head"] + counts["backbone"] <= counts["total"]
+
+
+def check_count_is_that_of_the_closed_form(strategy: Strategy, pretrained: Pretrained) -> None:
+    """What trains outside of the head is as many parameters as the strategy's formula gives, where it has one."""
+    expected = strategy.closed_form_params(pretrained.fresh(0), pretrained.layout)
+    if expected is not None:
+        assert count_parameters(prepared(strategy, pretrained), pretrained.layout)["backbone"] == expected
 
 
 def check_starts_as_the_pretrained_model(strategy: Strategy, pretrained: Pretrained) -> None:
@@ -196,6 +204,7 @@ def check_save_and_reload_agree(strategy: Strategy, pretrained: Pretrained, fold
 
 #: Every check but saving, which needs a folder.
 CHECKS = (
+    check_count_is_that_of_the_closed_form,
     check_groups_partition_the_trainables,
     check_head_always_trains,
     check_only_trainables_move,

@@ -134,6 +134,7 @@ def test_counts_in_an_encoder_of_the_size_of_bert_base(strategy: Strategy, expec
         model = Classifier(BertModel(BertConfig(), add_pooling_layer=False), WIDTH)
     layout = find_layout(model, "backbone", ("head",), {"x": torch.zeros(1, 4, dtype=torch.long, device="meta")})
     before = sum(parameter.numel() for parameter in model.parameters())
+    assert strategy.closed_form_params(model, layout) == expected
     strategy.prepare(model, layout)
     counts = count_parameters(model, layout)
     assert counts["backbone"] == expected

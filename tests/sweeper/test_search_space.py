@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -123,3 +124,13 @@ def test_every_searched_value_is_a_field() -> None:
     spec, _ = parse_strategy({"name": "full", "search_space": {"learning_rate": RATE}}, None)
     assert spec is not None
     assert spec.cls is Full
+
+
+def test_json_of_a_space_holds_what_was_declared() -> None:
+    raw = lora(rank={"low": 4, "high": 64, "log": True}, targets={"choices": ["query", "value"]})
+    spec, _ = parse_strategy(raw, None)
+    assert spec is not None
+    space = json.loads(spec.as_json())
+    assert space["learning_rate"] == RATE
+    assert space["rank"] == {"low": 4, "high": 64, "log": True, "step": 1}
+    assert space["targets"] == {"choices": ["query", "value"]}

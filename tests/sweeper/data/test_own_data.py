@@ -141,6 +141,7 @@ def test_what_cannot_be_used_is_counted_and_said(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "\n".join(extra))
     found = load(path)
     assert found.summary["source"] == {
+        "columns": {"text": "text", "label": "label"},
         "rows": 45,
         "bad_rows": 1,
         "empty_texts": 1,

@@ -1,0 +1,371 @@
+"""Checks that warn: what a reader should know before trusting a comparison, in sentences.
+
+One function per check: it takes the :class:`Evidence` and returns sentences of markdown, none where all is well. Each
+says what was seen, by how much it passes what chance explains, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports.formats import code, count, escape, floor_name, is_missing, score, score_interval, setting
+from reports.load import Comparison, best_trial
+from reports.stats import SeedScores, paired_difference
+from reports.tables import floor_scores, strategy_scores
+from sweeper import schema
+
+__all__ = ["CHECKS", "Evidence", "evidence_of", "find_warnings"]
+
+FEW_STEPS = 50  # optimiser steps; fine-tuning on so few is unstable (Mosbach et al. 2021, arXiv:2006.04884)
+EDGE = 0.05  # of a search space's width, on the scale that it is sampled on
+FEW_VALUES = 4  # of a space of fewer, an end is the best by chance half of the time
+LOSS_RISE = 0.1  # of the lowest validation loss
+_TRAINED_FLOORS = ("majority", "tfidf_logreg", "pixels_logreg")
+_MAJORITY = "majority"
+_ENDS_OF_MODELS = (("num_blocks", "high"),)  # a model has no more
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the checks look at.
+
+    Attributes:
+        comparison: as it was read.
+        table: its ``tables.comparison_table``.
+        scores: strategy label -> test scores.
+        floors: floor name -> test score.
+        confidence: of the intervals that separate a finding from chance.
+    """
+
+    comparison: Comparison
+    table: pd.DataFrame
+    scores: dict[str, SeedScores]
+    floors: dict[str, SeedScores]
+    confidence: float = 0.95
+
+    def studies(self) -> list[pd.Series]:
+        """The studies in the order of the table."""
+        by_label = {str(study["label"]): study for _, study in self.comparison.studies.iterrows()}
+        labels = self.table.loc[self.table["kind"] == "strategy", "strategy"]
+        return [by_label[str(label)] for label in labels]
+
+    def histories(self, study: pd.Series) -> list[pd.DataFrame]:
+        """The epochs of a study's counted finals."""
+        runs = self.comparison.finals(study["study"])["run_id"]
+        return [self.comparison.histories[run] for run in runs if run in self.comparison.histories]
+
+
+def evidence_of(comparison: Comparison, table: pd.DataFrame, confidence: float = 0.95) -> Evidence:
+    """Collect what the checks look at; ``table`` is the comparison's ``tables.comparison_table``."""
+    return Evidence(comparison, table, strategy_scores(comparison), floor_scores(comparison), confidence)
+
+
+def find_warnings(evidence: Evidence) -> list[str]:
+    """Every warning, the most serious first: what makes scores wrong, then what makes them worse than they need be."""
+    return [sentence for check in CHECKS for sentence in check(evidence)]
+
+
+# --- the scores mean less than they seem ---------------------------------------------------------------------------
+
+
+def below_floor(evidence: Evidence) -> list[str]:
+    """Finals that score below a floor, or no better than always guessing the most frequent class."""
+    found = []
+    for label, scores in evidence.scores.items():
+        gaps = {
+            name: paired_difference(scores, evidence.floors[name], confidence=evidence.confidence)
+            for name in _TRAINED_FLOORS
+            if name in evidence.floors
+        }
+        worse = {name: gap for name, gap in gaps.items() if gap.high < 0}
+        if worse:
+            name = min(worse, key=lambda name: worse[name].mean)
+            gap = worse[name]
+            shown = score_interval(gap.mean, gap.low, gap.high, difference=True)
+            found.append(
+                f"{escape(label)} scores below the {floor_name(name)} floor (difference {shown}): search other "
+                "learning rates, train longer, or choose a model that fits the data."
+            )
+        elif _MAJORITY in gaps and gaps[_MAJORITY].tie:
+            gap = gaps[_MAJORITY]
+            shown = score_interval(gap.mean, gap.low, gap.high, difference=True)
+            found.append(
+                f"{escape(label)} is not shown to be better than always guessing the most frequent class "
+                f"(difference {shown}): it may have learned nothing."
+            )
+    return found
+
+
+def collapsed(evidence: Evidence) -> list[str]:
+    """Finals that predict a single class."""
+    found = []
+    for study in evidence.studies():
+        runs = evidence.comparison.finals(study["study"])["run_id"]
+        tables = [evidence.comparison.predictions[run] for run in runs if run in evidence.comparison.predictions]
+        single = [
+            table["prediction"].iloc[0]
+            for table in tables
+            if table["prediction"].nunique() == 1 and table["label"].nunique() > 1
+        ]
+        if single:
+            classes = dict.fromkeys(class_name(evidence.comparison, label) for label in single)
+            found.append(
+                f"{_of_finals(study, len(single), len(tables))} collapsed: every test item is predicted as "
+                f"{' or '.join(classes)}. Lower the learning rate, or set `trainer.class_weights=balanced`."
+            )
+    return found
+
+
+def count_differs(evidence: Evidence) -> list[str]:
+    """Trainable parameters that are not as many as the strategy's formula says."""
+    found = []
+    for study in evidence.studies():
+        runs = evidence.comparison.runs[evidence.comparison.runs["study"] == study["study"]]
+        expected, counted = runs[schema.EXPECTED_TRAINABLE_PARAMS], runs[schema.TRAINABLE_PARAMS]
+        wrong = runs[expected.notna() & counted.notna() & (expected != counted)]
+        if len(wrong):
+            row = wrong.iloc[-1]
+            found.append(
+                f"{escape(study['label'])} trains {row[schema.TRAINABLE_PARAMS]:,.0f} parameters where the formula of "
+                f"its method gives {row[schema.EXPECTED_TRAINABLE_PARAMS]:,.0f}: look at what it wraps in this model "
+                "before comparing sizes."
+            )
+    return found
+
+
+def data_warnings(evidence: Evidence) -> list[str]:
+    """What was found in the data when it was loaded: duplicates between splits, a foreign domain, few rows."""
+    given = evidence.comparison.data_summary.get("warnings")
+    return [escape(warning, limit=400) for warning in given] if isinstance(given, list) else []
+
+
+def validation_test_gap(evidence: Evidence) -> list[str]:
+    """Finals whose validation and test accuracy differ by more than sampling and choosing among trials explain.
+
+    Sampling: the half-width of the test interval, and the same scaled to the size of the validation split. Choosing:
+    validation picked the best of n trials, which lifts it by E[max of n standard normals] standard errors at the most,
+    as if trials were independent (Blom's approximation, 1958).
+    """
+    from scipy.stats import norm
+
+    found = []
+    for study in evidence.studies():
+        row = evidence.table[evidence.table["strategy"] == study["label"]].iloc[0]
+        finals = evidence.comparison.finals(study["study"])
+        validation, test = finals[schema.BEST_VALIDATION_ACCURACY].mean(), row["test_accuracy"]
+        sizes = [_size(evidence.comparison, study, of) for of in (schema.PARAM_VALIDATION_SIZE, schema.PARAM_TEST_SIZE)]
+        half = (row["test_accuracy_high"] - row["test_accuracy_low"]) / 2
+        if any(map(is_missing, (validation, test, half, *sizes))):
+            continue
+        half_validation = half * math.sqrt(sizes[1] / sizes[0])
+        n = max(1.0, row["trials"])
+        best_of_n = float(norm.ppf((n - 0.375) / (n + 0.25)))
+        optimism = max(0.0, best_of_n) * half_validation / float(norm.ppf((1 + evidence.confidence) / 2))
+        sampling = math.hypot(half, half_validation)
+        gap = validation - test
+        if gap > sampling + optimism:
+            why = f"sampling and the choice among {n:.0f} trials explain {score(sampling + optimism)}"
+            what = "the splits may differ, or the search fitted the validation split"
+        elif gap < -sampling:
+            why, what = f"sampling explains {score(sampling)}", "the test split may be easier than what trials saw"
+        else:
+            continue
+        found.append(
+            f"{escape(study['label'])}: validation accuracy {score(validation)}, test accuracy {score(test)}; {why}: "
+            f"{what}."
+        )
+    return found
+
+
+# --- the training did not do what was asked of it ------------------------------------------------------------------
+
+
+def diverged(evidence: Evidence) -> list[str]:
+    """Trials and finals whose loss was no longer finite."""
+    found = []
+    for study in evidence.studies():
+        comparison = evidence.comparison
+        finals = comparison.finals(study["study"], "ignored")
+        lost = int((finals["state"] == schema.STATE_DIVERGED).sum())
+        if lost:
+            found.append(
+                f"{_of_finals(study, lost, lost + len(comparison.finals(study['study'])))} diverged and "
+                f"{'has' if lost == 1 else 'have'} no score: the chosen configuration is unstable, and the mean of the "
+                "others is too good."
+            )
+        trials = comparison.trials(study["study"])
+        gone = trials[trials["state"] == schema.STATE_DIVERGED]
+        if len(gone):
+            rates = pd.to_numeric(gone.get("learning_rate", pd.Series(dtype=float)), errors="coerce").dropna()
+            at = f" (learning rates {setting(rates.min())} to {setting(rates.max())})" if len(rates) else ""
+            trial = "trial" if len(trials) == 1 else "trials"
+            found.append(
+                f"{escape(study['label'])}: {len(gone)} of {len(trials)} {trial} diverged{at}: that part of its budget "
+                "bought nothing; a lower `strategy.search_space.learning_rate.high` spends it better."
+            )
+    return found
+
+
+def not_converged(evidence: Evidence) -> list[str]:
+    """Finals whose validation accuracy was still rising at the last epoch.
+
+    Rising means that the last epoch of the ceiling gained, on average over the finals, more than one standard error of
+    a validation accuracy, sqrt(p (1 - p) / n), and more than one standard error over the finals.
+    """
+    found = []
+    for study in evidence.studies():
+        size = _size(evidence.comparison, study, schema.PARAM_VALIDATION_SIZE)
+        ceiling = _size(evidence.comparison, study, schema.PARAM_EPOCHS)
+        gains, ends = [], []
+        for history in evidence.histories(study):
+            curve = history.set_index("epoch")[schema.VALIDATION_ACCURACY].dropna()
+            if len(curve) >= 2 and curve.index[-1] == ceiling:
+                gains.append(float(curve.iloc[-1] - curve.iloc[-2]))
+                ends.append(float(curve.iloc[-1]))
+        if not gains or is_missing(size):
+            continue
+        gain, end = sum(gains) / len(gains), sum(ends) / len(ends)
+        if gain > max(math.sqrt(end * (1 - end) / size), _standard_error(gains)):
+            found.append(
+                f"{escape(study['label'])} was still improving when training ended: epoch {ceiling:.0f} brought "
+                f"{100 * gain:.1f} points of validation accuracy. Its score understates it; raise `trainer.epochs`."
+            )
+    return found
+
+
+def overconfident(evidence: Evidence) -> list[str]:
+    """Finals whose validation loss rises while their accuracy holds: they grow surer, not better."""
+    found = []
+    for study in evidence.studies():
+        curves = [
+            table
+            for history in evidence.histories(study)
+            if len(table := history[["epoch", schema.VALIDATION_LOSS, schema.VALIDATION_ACCURACY]].dropna()) >= 2
+        ]
+        size = _size(evidence.comparison, study, schema.PARAM_VALIDATION_SIZE)
+        if not curves or is_missing(size):
+            continue
+        mean = pd.concat(curves).groupby("epoch").mean()
+        loss, accuracy = mean[schema.VALIDATION_LOSS], mean[schema.VALIDATION_ACCURACY]
+        best, last = loss.idxmin(), mean.index[-1]
+        rises = [table[schema.VALIDATION_LOSS].iloc[-1] - table[schema.VALIDATION_LOSS].min() for table in curves]
+        holds = accuracy[last] >= accuracy[best] - math.sqrt(accuracy[best] * (1 - accuracy[best]) / size)
+        if holds and loss[last] > (1 + LOSS_RISE) * loss[best] and loss[last] - loss[best] > _standard_error(rises):
+            found.append(
+                f"{escape(study['label'])}: validation loss rises from {loss[best]:.3f} (epoch {best:.0f}) to "
+                f"{loss[last]:.3f} (epoch {last:.0f}) while accuracy holds ({score(accuracy[best])}, then "
+                f"{score(accuracy[last])}): its probabilities grow too sure. Where they matter, train fewer epochs or "
+                "choose by `study.metric=validation_loss`."
+            )
+    return found
+
+
+def few_steps(evidence: Evidence) -> list[str]:
+    """Finals of very few optimiser steps."""
+    found = []
+    accumulation = evidence.comparison.setting("trainer.gradient_accumulation_steps") or 1
+    for study in evidence.studies():
+        of = (schema.PARAM_TRAIN_SIZE, schema.PARAM_BATCH_SIZE)
+        train, batch = (_size(evidence.comparison, study, name) for name in of)
+        epochs = evidence.comparison.finals(study["study"])[schema.EPOCHS_RUN].mean()
+        if any(map(is_missing, (train, batch, epochs))) or not batch:
+            continue
+        steps = math.ceil(train / (batch * float(accumulation))) * epochs
+        if steps < FEW_STEPS:
+            found.append(
+                f"{escape(study['label'])} trained for {steps:.0f} optimiser steps only ({train:.0f} examples, batches "
+                f"of {setting(batch * float(accumulation))}, {epochs:.0f} epochs); with fewer than about {FEW_STEPS}, "
+                "results depend on the seed: smaller batches, or more epochs."
+            )
+    return found
+
+
+# --- the search could have found better ----------------------------------------------------------------------------
+
+
+def at_the_edge(evidence: Evidence) -> list[str]:
+    """Best values at an end of their search space, where better ones may lie beyond.
+
+    An end at 0 or 1 is one that most quantities cannot pass (a probability, a factor, a number of blocks), and is not
+    told of; nor is the number of blocks that a model has, or an end of so few values that one of them has to be it.
+    """
+    found = []
+    for study in evidence.studies():
+        trial = best_trial(evidence.comparison, study)
+        if trial is None:
+            continue
+        for name, bounds in evidence.comparison.spaces.get(str(study["study"]), {}).items():
+            end, low, high = _end(trial.get(name), bounds)
+            if not end or (low if end == "low" else high) in (0, 1) or (name, end) in _ENDS_OF_MODELS:
+                continue
+            key = f"strategy.search_space.{name}.{'choices' if 'choices' in bounds else end}"
+            found.append(
+                f"{escape(study['label'])}: the best {code(name)}, {escape(setting(trial[name]))}, lies at the "
+                f"{'lower' if end == 'low' else 'upper'} end of what was searched ({setting(low)} to {setting(high)}): "
+                f"better values may lie beyond; widen {code(key)}."
+            )
+    return found
+
+
+def _end(value: Any, bounds: dict[str, Any]) -> tuple[str, float, float]:
+    """``low`` or ``high`` where a value lies at that end of its space (else nothing), and the space's two ends."""
+    try:
+        given = float(value)
+        if "choices" in bounds:
+            choices = [float(choice) for choice in bounds["choices"]]
+            low, high, few = min(choices), max(choices), len(set(choices)) < FEW_VALUES
+        else:
+            low, high, step = float(bounds["low"]), float(bounds["high"]), float(bounds.get("step") or 0)
+            few = step > 0 and (high - low) / step + 1 < FEW_VALUES
+        scale: Callable[[float], float] = math.log if bounds.get("log") or "choices" in bounds else float
+        place = (scale(given) - scale(low)) / (scale(high) - scale(low))
+    except (ArithmeticError, KeyError, TypeError, ValueError):  # names have no ends, foreign records any shape
+        return "", math.nan, math.nan
+    end = "low" if place <= EDGE else "high" if place >= 1 - EDGE else ""
+    return "" if few else end, low, high
+
+
+#: The most serious first.
+CHECKS = (
+    below_floor,
+    collapsed,
+    count_differs,
+    data_warnings,
+    validation_test_gap,
+    diverged,
+    not_converged,
+    few_steps,
+    at_the_edge,
+    overconfident,
+)
+
+
+# --- what they share -----------------------------------------------------------------------------------------------
+
+
+def class_name(comparison: Comparison, label: object) -> str:
+    """A class as a reader knows it, as inert markdown: predictions hold its number in the order of the label names."""
+    names = comparison.data_summary.get("label_names")
+    if isinstance(names, list) and str(label).isdigit() and int(str(label)) < len(names):
+        return escape(names[int(str(label))])
+    return escape(label)
+
+
+def _of_finals(study: pd.Series, number: int, of: int) -> str:
+    return f"{escape(study['label'])}: {count(number)} of {count(of)} finals"
+
+
+def _size(comparison: Comparison, study: pd.Series, param: str) -> float:
+    """A param of a study or of its runs as a number, NaN where none says it."""
+    runs = comparison.runs.loc[comparison.runs["study"] == study["study"], param]
+    said = pd.to_numeric(pd.concat([runs, pd.Series([study[param]], dtype=object)]), errors="coerce").dropna()
+    return float(said.iloc[-1]) if len(said) else math.nan
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(pd.Series(values, dtype=float).sem()) if len(values) > 1 else 0.0

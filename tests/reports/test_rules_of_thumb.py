@@ -1,0 +1,85 @@
+"""The rules of thumb: each verdict follows from known scores, and what was not measured claims nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import reports
+from reports.rules_of_thumb import CANNOT_TELL, FAILED, HELD, NOT_MEASURED, Finding, rules_markdown, try_rules
+from reports.tables import comparison_table
+from sweeper import schema
+from tests.reports.conftest import Recorder
+
+
+def tried(
+    recorder: Recorder, name: str, size: int, scores: dict[str, float], classes: int = 2, rank: int = 16
+) -> dict[str, Finding]:
+    """The findings by the first words of their claims, of strategies with these accuracies."""
+    for place, (strategy, accuracy) in enumerate(scores.items(), start=1):
+        study = recorder.study(
+            name,
+            strategy,
+            params={schema.PARAM_TRAIN_SIZE: size},
+            summary={"label_names": [f"c{number}" for number in range(classes)]},
+        )
+        for seed in (1000, 1001):
+            cost = {schema.TRAIN_SECONDS: 10.0 * place, schema.PEAK_MEMORY_MB: 100.0 * place}
+            recorder.final(name, study, seed, accuracy, size=place, params={"rank": rank}, metrics=cost)
+    loaded = reports.load_comparison(recorder.uri, name)
+    found = try_rules([(loaded, comparison_table(loaded))])
+    return {" ".join(finding.claim.split()[:3]): finding for finding in found}
+
+
+def test_verdicts_follow_from_known_differences(recorder: Recorder) -> None:
+    found = tried(recorder, "c-rules", 2000, {"frozen": 0.70, "lora": 0.80, "full": 0.81, "gradual": 0.90})
+    assert found["1,000 to 10,000"].verdict == HELD
+    assert found["1,000 to 10,000"].measured.startswith("gradual less the best other, full: +0.090 [+0.0")
+    assert found["500 to 5,000"].verdict == FAILED
+    assert "full less the best other, gradual: \N{MINUS SIGN}0.090" in found["500 to 5,000"].measured
+    assert found["LoRA of rank"].verdict == HELD
+    assert found["LoRA of rank"].measured.startswith("lora of rank 16: 98.8 % [")
+    compute = found["Where compute is"]
+    assert compute.verdict == HELD and "lora takes 0.67 of the time and 0.67 of the memory of full" in compute.measured
+    assert found["Below 1,000 examples:"].verdict == NOT_MEASURED  # 2,000 examples
+    assert found["10,000 to 100,000"].verdict == NOT_MEASURED
+    assert found["Above 50,000 examples:"].verdict == NOT_MEASURED
+
+
+def test_a_tie_cannot_be_told_and_small_data_is_tried_by_its_own_rules(recorder: Recorder) -> None:
+    found = tried(recorder, "c-few", 150, {"frozen": 0.801, "full": 0.80})
+    assert found["Below 1,000 examples:"].verdict == CANNOT_TELL
+    assert found["50 to 500"].verdict == CANNOT_TELL
+    assert found["50 to 100"].verdict == FAILED  # 75 a class, and 0.80 is clearly below 85 %
+    assert found["LoRA of rank"].verdict == NOT_MEASURED and found["LoRA of rank"].measured == "needs lora and full"
+    assert tried(recorder, "c-many", 1000, {"frozen": 0.90}, classes=10)["50 to 100"].verdict == HELD
+
+
+@pytest.mark.parametrize(("rank", "lora", "verdict"), [(8, 0.80, NOT_MEASURED), (64, 0.60, FAILED)])
+def test_the_rank_that_won_decides_whether_the_claim_applies(
+    recorder: Recorder, rank: int, lora: float, verdict: str
+) -> None:
+    found = tried(recorder, f"c-rank-{rank}", 1000, {"lora": lora, "full": 0.80}, rank=rank)
+    assert found["LoRA of rank"].verdict == verdict
+
+
+def test_a_report_shows_what_was_tried_and_names_the_rest_in_one_line(recorder: Recorder, tmp_path: Any) -> None:
+    tried(recorder, "c-shown", 2000, {"lora": 0.80, "full": 0.81})
+    text = reports.build_report(recorder.uri, reports_dir=tmp_path, comparison="c-shown").path.read_text("utf-8")
+    section = text.split("## Rules of thumb on trial")[1].split("\n## ")[0]
+    assert "| LoRA of rank 16 to 64 reaches 95 to 99 % of full fine-tuning | 2 k examples |" in section
+    untried = next(line for line in section.splitlines() if line.startswith("Not measured here: "))
+    assert "Below 1,000 examples: feature extraction (here: 2 k examples)" in untried
+    assert "(needs gradual)" in untried
+
+
+def test_several_comparisons_are_tried_each_where_the_claim_speaks_of_it(recorder: Recorder) -> None:
+    loaded = []
+    for size in (200, 2000):
+        tried(recorder, f"c-curve-{size}", size, {"frozen": 0.70, "full": 0.81})
+        comparison = reports.load_comparison(recorder.uri, f"c-curve-{size}")
+        loaded.append((comparison, comparison_table(comparison)))
+    found = [finding for finding in try_rules(loaded) if finding.claim.startswith(("Below 1,000", "500 to"))]
+    assert [(finding.here, finding.verdict) for finding in found] == [("200 examples", FAILED), ("2 k examples", HELD)]
+    assert rules_markdown(found)[1] == ""
