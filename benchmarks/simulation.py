@@ -106,7 +106,10 @@ def _margin(case: Case) -> float:
 
 
 def bootstrap_limits(scores: dict[str, SeedScores], rng: np.random.Generator, resamples: int) -> tuple[float, float]:
-    """95 % percentile limits of the first two strategies' difference, seeds and items (or groups) resampled."""
+    """95 % percentile limits of the first two strategies' difference, seeds and items (or groups) resampled.
+
+    Resampled seeds vary too little by (n - 1) / n: their deviations are scaled.
+    """
     first, second = scores["s0"], scores["s1"]
     if first.correct is None or second.correct is None:
         raise ValueError("scores without predictions")
@@ -114,9 +117,11 @@ def bootstrap_limits(scores: dict[str, SeedScores], rng: np.random.Generator, re
     if first.groups is not None:  # of equal sizes
         values = pd.DataFrame(values).groupby(first.groups.to_numpy()).mean().to_numpy()
     n_items, n_seeds = values.shape
-    weights = rng.multinomial(n_items, np.full(n_items, 1 / n_items), resamples) @ values / n_items
-    seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), resamples) / n_seeds
-    low, high = np.quantile((weights * seeds).sum(axis=1), (0.025, 0.975))
+    means = rng.multinomial(n_items, np.full(n_items, 1 / n_items), resamples) @ values / n_items
+    share = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), resamples) / n_seeds
+    centre = means.mean(axis=1)
+    deviation = (share * means).sum(axis=1) - centre
+    low, high = np.quantile(centre + math.sqrt(n_seeds / (n_seeds - 1)) * deviation, (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -151,7 +156,7 @@ def main() -> None:
     print("| strategies | seeds | items | group | luck | ties | covered | bootstrap covers |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for case in CASES:
-        rates = measure(case, given.repetitions, resamples=400)
+        rates = measure(case, given.repetitions, resamples=200)
         shown = f"| {case.strategies} | {case.seeds} | {case.items} | {case.group} | {case.luck} "
         print(f"{shown}| {rates.ties:.3f} | {rates.covered:.3f} | {rates.covered_bootstrap:.3f} |", flush=True)
     print("\n| strategies | seeds | items | group | luck | margin | found | claimed |")

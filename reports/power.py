@@ -41,7 +41,7 @@ def power(
     confidence: float = 0.95,
     compared: int = 2,
 ) -> float:
-    """Probability that a true difference is not called a tie, with these or other numbers of seeds and test items.
+    """Probability that a true difference is found, and with its sign, with these or other numbers of seeds and items.
 
     From the noncentral t distribution, with the variance components taken for known: Hillis, Obuchowski & Berbaum
     (2011), Academic Radiology 18:129, who size studies with crossed readers and cases. Components from few seeds are
@@ -61,7 +61,7 @@ def power(
     degrees = rounded_degrees(degrees)
     quantile = critical_value(confidence, compared, degrees)
     away = abs(difference) / math.sqrt(variance)
-    return float(nct.sf(quantile, degrees, away) + nct.cdf(-quantile, degrees, away))
+    return float(nct.sf(quantile, degrees, away))  # the other side is as good as never, and often NaN
 
 
 def required(
@@ -88,8 +88,14 @@ def required(
     sizes = [components.n_items]
     while sizes[-1] < MOST_ITEMS:
         sizes.append(math.ceil(1.1 * sizes[-1]))
+    designs = []
     for seeds in (seen, 2 * seen, 4 * seen, MOST_SEEDS):
         place = bisect_left(sizes, True, key=lambda n_items, seeds=seeds: enough(seeds, n_items))  # type: ignore[misc]
         if place < len(sizes):
-            return Requirement(difference, seeds, sizes[place], True)
-    return Requirement(difference, None, None, True)
+            designs.append(Requirement(difference, seeds, sizes[place], True))
+    return min(designs, key=_predictions, default=Requirement(difference, None, None, True))
+
+
+def _predictions(design: Requirement) -> int:
+    """Of each strategy; a few seeds more may save most of the items."""
+    return (design.seeds or 0) * (design.items or 0)

@@ -48,7 +48,6 @@ METHOD_SCORE = "score"  # test items only: Wilson, or Newcombe for a difference
 METHOD_NONE = "none"
 
 _AGREEMENT = 2e-3  # how far logged accuracy and logged predictions may lie apart
-_MOST_DEGREES = 1000  # of freedom, above which quantiles no longer change
 
 
 @dataclass(frozen=True)
@@ -301,10 +300,11 @@ def _around(mean: float, error: float, degrees: float, method: str, confidence: 
 
 
 def rounded_degrees(degrees: float) -> float:
-    """Degrees of freedom down to two digits: quantiles hardly change in between, and each takes a while."""
-    degrees = min(degrees, _MOST_DEGREES)
-    step = 10.0 ** (math.floor(math.log10(degrees)) - 1)
-    return max(1.0, math.floor(degrees / step + 1e-9) * step)
+    """Degrees of freedom, their inverse up to the next half percent: quantiles take a while, and this many are enough.
+
+    Quantiles are nearly linear in the inverse. Between 1 and 200; the quantile of 200 is half a percent above the last.
+    """
+    return 200 / math.ceil(max(1.0, 200 / max(1.0, degrees)) - 1e-9)
 
 
 def t_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
@@ -405,7 +405,7 @@ def paired_difference(
     mean = float(first.accuracies.mean() - second.accuracies.mean())
     if not first.test_size or not second.test_size:
         return Interval(mean, math.nan, math.nan, METHOD_NONE)
-    alone = 1 - 2 * float(stats.norm.sf(critical_value(confidence, pool.compared, _MOST_DEGREES)))
+    alone = 1 - 2 * float(stats.norm.sf(critical_value(confidence, pool.compared, rounded_degrees(math.inf))))
     a = wilson_interval(float(first.accuracies.mean()), first.test_size, confidence=alone)
     b = wilson_interval(float(second.accuracies.mean()), second.test_size, confidence=alone)
     low = mean - math.hypot(a.mean - a.low, b.high - b.mean)

@@ -314,16 +314,17 @@ def _open_question(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
         )
     if needed is None:
         if min(rows[label]["seeds"], rows[best]["seeds"]) < 2:
-            return f"{answer}With one seed, nobody knows how many would tell: raise final.seeds to 3 first."
+            return f"{answer}One seed does not say how many would tell: raise final.seeds to 3 first."
         return answer.strip()
     aim = f"To find a difference of {_points(needed.difference)} between {escape(label)} and {escape(best)}"
+    aim += f" ({100 * POWER:.0f} % power)"
     seen = f"{min(rows[label]['seeds'], rows[best]['seeds']):.0f}"
     if needed.seeds is None or needed.items is None:
         return f"{answer}{aim}, neither {MOST_SEEDS} seeds nor {MOST_ITEMS:,} test items would be enough."
     if not needed.more_items:
-        return f"{answer}{aim} ({POWER:.0%} power) takes about {needed.seeds} seeds instead of {seen}."
+        return f"{answer}{aim} takes about {needed.seeds} seeds instead of {seen}."
     return (
-        f"{answer}{aim} ({POWER:.0%} power), {MOST_SEEDS} seeds would not do, because the test split is too small: "
+        f"{answer}{aim}, {MOST_SEEDS} seeds would not do, because the test split is too small: "
         f"about {_rounded(needed.items):,} test items with {needed.seeds} seeds would."
     )
 
@@ -427,7 +428,7 @@ def _times(rows: Mapping[str, pd.Series], label: str, reference: str) -> str:
 
 
 def _ratio(ratio: float) -> str:
-    return f"{ratio:.1f}" if ratio < 9.95 else f"{_rounded(ratio):,}"
+    return f"{ratio:.2g}" if ratio < 9.95 else f"{_rounded(ratio):,}"
 
 
 def _rounded(value: float) -> int:
