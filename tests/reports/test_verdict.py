@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from reports import stats
+from reports import build_report, load_comparison, stats
 from reports.power import power, required
 from reports.stats import Components, SeedScores
-from reports.verdict import Rule, Verdict, judge
+from reports.tables import comparison_table
+from reports.verdict import Rule, Verdict, judge, judge_comparison
+from tests.reports.conftest import KNOWN
 
 COLUMNS = {"total_params": 1e7, "trainable_pct": 1.0, "train_seconds": 20.0, "peak_memory_mb": 900.0, "seeds": 3.0}
 
@@ -149,3 +153,21 @@ def test_power_grows_with_seeds_items_and_difference_and_shrinks_with_comparison
     needed = required(seen, 0.03)
     assert power(seen, 0.03, n_seeds=needed.seeds) >= 0.8 > power(seen, 0.03, n_seeds=needed.seeds - 1)
     assert required(seen, 1e-6).seeds is None
+
+
+def test_a_final_that_predicts_one_class_only_is_found_in_its_predictions(uri):
+    loaded = load_comparison(uri, KNOWN)
+    runs = loaded.finals(loaded.studies.set_index("label").loc["lora", "study"])["run_id"]
+    constant = {run: loaded.predictions[run].assign(prediction="fresh") for run in runs[:1]}
+    loaded = replace(loaded, predictions=loaded.predictions | constant)
+    verdict = judge_comparison(loaded, comparison_table(loaded))
+    assert "**Collapsed**: lora predicts one class only in 1 of 3 finals." in verdict.summary
+
+
+def test_budgets_reach_the_report(uri, tmp_path):
+    report = build_report(uri, reports_dir=tmp_path, comparison=KNOWN, rule=Rule(max_trainable_params=1000))
+    assert report.summary.startswith("Train **frozen**")
+    row = next(line for line in report.path.read_text().splitlines() if line.startswith("| lora"))
+    assert "over budget" in row
+    report = build_report(uri, reports_dir=tmp_path, comparison=KNOWN, rule=Rule(max_trainable_params=100))
+    assert "The closest is frozen" in report.summary and report.figure is not None
