@@ -1,6 +1,6 @@
 """Write the report of one comparison: markdown for GitHub and its figure, rebuilt from MLflow alone.
 
-Design choices: the same records give the same bytes (no clock, a seeded bootstrap); all logged text passes through
+Design choices: the same records give the same bytes (no clock, nothing drawn); all logged text passes through
 ``reports.formats`` before it meets markdown; a reader sees the old report or the new one, never half of one.
 """
 
