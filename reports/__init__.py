@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from reports.data_size import build_size_report
     from reports.load import Comparison, is_curve, list_comparisons, load_comparison, load_curve
     from reports.render import Report, build_report
+    from reports.verdict import Rule
 
 __all__ = [
     "Comparison",
     "Report",
+    "Rule",
     "build_report",
     "build_size_report",
     "is_curve",
@@ -35,6 +37,7 @@ _HOME = {
     "build_size_report": "reports.data_size",
     "Report": "reports.render",
     "build_report": "reports.render",
+    "Rule": "reports.verdict",
 }
 
 

@@ -13,7 +13,7 @@ from reports.load import Comparison, load_curve
 from reports.plots import size_figure
 from reports.render import Report
 from reports.tables import size_table
-from reports.verdict import judge_comparison
+from reports.verdict import Rule, judge_comparison
 from sweeper import schema
 from sweeper.errors import ConfigError
 
@@ -22,7 +22,9 @@ __all__ = ["REPORT_NAME", "build_size_report"]
 REPORT_NAME = "data_size"
 
 
-def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confidence: float = 0.95) -> Report:
+def build_size_report(
+    tracking_uri: str, *, reports_dir: Path, curve: str, confidence: float = 0.95, rule: Rule | None = None
+) -> Report:
     """Read a curve over train sizes from MLflow and write ``<reports_dir>/<curve>/data_size.md`` and all beside it.
 
     Args:
@@ -30,6 +32,7 @@ def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confi
         reports_dir: folder of all reports; created when missing.
         curve: its name, the tag ``thawline.curve`` of its comparisons.
         confidence: of all intervals, between 0 and 1.
+        rule: what may be chosen; ``reports.verdict.Rule()`` by default.
 
     Returns:
         The report; its table is that of ``tables.size_table``.
@@ -44,7 +47,7 @@ def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confi
     table = size_table(comparisons, confidence)
     chosen = {
         comparison.name: judge_comparison(
-            comparison, table[table["comparison"] == comparison.name].reset_index(drop=True), confidence
+            comparison, table[table["comparison"] == comparison.name].reset_index(drop=True), confidence, rule
         ).chosen
         for comparison in comparisons
     }
@@ -79,7 +82,7 @@ def _summary(choices: list[tuple[float, str | None]]) -> str:
         sizes = [formats.setting(size) for size, _ in group]
         span = f"at {sizes[0]}" if len(sizes) == 1 else f"from {sizes[0]} to {sizes[-1]}"
         parts.append(f"{span} training examples **{formats.escape(label)}**")
-    return f"To choose: {', '.join(parts)}; the fewest trainable parameters that tie with the best at that size."
+    return f"To choose: {', '.join(parts)}; the report of each size says why."
 
 
 def _markdown(

@@ -1,6 +1,6 @@
 """Write the report of one comparison: markdown and HTML with figures, JSON and CSV, rebuilt from MLflow alone.
 
-Design choices: the same records give the same bytes (no clock, a seeded bootstrap); all logged text passes through
+Design choices: the same records give the same bytes (no clock, nothing drawn); all logged text passes through
 ``reports.formats`` before it meets markdown; a reader sees the old report or the new one, never half of one.
 """
 
@@ -19,7 +19,7 @@ from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
 from reports.plots import report_figures
 from reports.rules_of_thumb import rules_markdown, try_rules
-from reports.stats import METHOD_BOOTSTRAP, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
+from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
 from reports.tables import (
     ACCOUNT_STATES,
     accounting_table,
@@ -31,7 +31,7 @@ from reports.tables import (
     shifted_table,
     strategy_scores,
 )
-from reports.verdict import Verdict, judge_comparison
+from reports.verdict import Rule, Verdict, judge_comparison
 from sweeper import schema
 from sweeper.errors import ConfigError
 
@@ -52,7 +52,7 @@ class Report:
         path: of ``report.md``.
         comparison: name of the comparison.
         table: the comparison table as plain values (``tables.comparison_table``).
-        summary: the answer, one to three sentences of markdown.
+        summary: the answer, a short paragraph of markdown.
         files: all that was written: the markdown, the HTML page, the figures, and the files for programs.
         run_id: the MLflow run of the newest study, where the files are logged.
         warnings: what the checks found, sentences of markdown, the most serious first.
@@ -68,7 +68,12 @@ class Report:
 
 
 def build_report(
-    tracking_uri: str, *, reports_dir: Path, comparison: str | None = None, confidence: float = 0.95
+    tracking_uri: str,
+    *,
+    reports_dir: Path,
+    comparison: str | None = None,
+    confidence: float = 0.95,
+    rule: Rule | None = None,
 ) -> Report:
     """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/``: ``report.md`` and all beside it.
 
@@ -78,6 +83,7 @@ def build_report(
             a similar one with a hash.
         comparison: its name; the newest by default.
         confidence: of all intervals, between 0 and 1.
+        rule: what may be chosen; ``reports.verdict.Rule()`` by default.
 
     Raises:
         ThawlineError: the store cannot be read, nothing is recorded, the comparison is unknown, or its folder is
@@ -90,7 +96,7 @@ def build_report(
     table = comparison_table(loaded, confidence)
     accounting = accounting_table(loaded)
     scores = strategy_scores(loaded)
-    verdict = judge_comparison(loaded, table, confidence)
+    verdict = judge_comparison(loaded, table, confidence, rule)
 
     folder = report_folder(Path(reports_dir), loaded.name)
     drawings = report_figures(loaded, table, chosen=verdict.chosen, confidence=confidence)
@@ -184,6 +190,8 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
             gap = verdict.differences[label]
             shown = formats.score_interval(gap.mean, gap.low, gap.high, difference=True)
             against = f"tie, {shown}" if gap.tie else shown
+        if label in verdict.over_budget:
+            against = "over budget" if against == formats.MISSING else f"{against}, over budget"
         head, backbone = row["trainable_params_head"], row["trainable_params_backbone"]
         parts = f"{formats.count(head)} + {formats.count(backbone)}"
         rows.append(
@@ -193,7 +201,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
                 formats.percent(row["trainable_pct"]),
                 formats.MISSING if pd.isna(head) or pd.isna(backbone) else parts,
                 _accuracy(row),
-                against if len(verdict.differences) else formats.MISSING,
+                against if len(verdict.differences) or verdict.over_budget else formats.MISSING,
                 formats.score(row["test_macro_f1"]),
                 formats.score(row["best_validation_accuracy"]),
                 _of(row["seeds"], row["seeds_asked"]),
@@ -434,8 +442,8 @@ def _measured(
         lines.append("Test items of one group (those that share a source) are drawn together.")
     if verdict.differences:
         lines.append(
-            "A difference is paired by seed and test item where predictions allow it, and is a tie when its interval "
-            "contains zero; the intervals are not corrected for the number of strategies."
+            "A difference is paired by seed and test item where predictions allow it. Its interval counts both, holds "
+            "for all pairs of strategies at once (studentized range), and is a tie when it contains zero."
         )
     sized = table.loc[(table["kind"] == "strategy") & (table["seeds"] > 0), "seeds"]
     if len(sized) and sized.min() < 5:
@@ -482,7 +490,7 @@ def _settings(loaded: Comparison) -> list[str]:
 
 
 _METHODS = {
-    METHOD_BOOTSTRAP: "Intervals ({confidence}): percentile bootstrap over seeds and test items, 2,000 resamples.",
+    METHOD_CROSSED: "Intervals ({confidence}) of scores: Wilson's, with the variance over seeds and test items.",
     METHOD_T: "Intervals ({confidence}) without logged predictions: Student's t over seeds, blind to the test items.",
     METHOD_SCORE: "Intervals ({confidence}) of a single score: Wilson's over test items, blind to seeds.",
     METHOD_NONE: "Scores without an interval: one seed, and neither predictions nor a test size were logged.",

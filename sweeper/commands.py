@@ -95,6 +95,7 @@ def _build_report(config: Config, comparison: str | None) -> reports.Report:
         reports_dir=Path(config.output_dir) / "reports",
         comparison=comparison,
         confidence=config.report.confidence,
+        rule=_rule(config),
     )
 
 
@@ -104,7 +105,13 @@ def _build_size_report(config: Config, curve: str) -> reports.Report:
         reports_dir=Path(config.output_dir) / "reports",
         curve=curve,
         confidence=config.report.confidence,
+        rule=_rule(config),
     )
+
+
+def _rule(config: Config) -> reports.Rule:
+    given = config.report
+    return reports.Rule(given.delta, given.max_trainable_params, given.max_train_seconds, given.max_memory_mb)
 
 
 def _print_size_report(report: reports.Report, config: Config, console: Console) -> None:

@@ -188,10 +188,15 @@ class TrackingConfig:
 
 @dataclass
 class ReportConfig:
-    """The markdown report."""
+    """The markdown report, and what it may choose."""
 
     comparison: str | None = None  # make report: which one; null = the newest
     confidence: float = 0.95  # of every interval
+    delta: float = 0.01  # of accuracy: what more parameters are not worth; 0.01 is one point
+    max_trainable_params: int | None = None  # budgets: what exceeds one is not chosen; null = none
+    max_train_seconds: float | None = None  # of one training run
+    max_memory_mb: float | None = None  # peak of one training run
+    constrain_search: bool = False  # true = the search keeps to the budgets too, in studies of their own
 
 
 @dataclass
@@ -281,6 +286,12 @@ def check(config: Config) -> list[str]:
         problems.append(
             f"domain_pretrain.epochs={config.domain_pretrain.epochs}: it trains on text, and model={config.model.name} "
             f"takes {config.model.modality}; allowed is 0"
+        )
+    budgets = (config.report.max_trainable_params, config.report.max_train_seconds, config.report.max_memory_mb)
+    if config.report.constrain_search and not any(budgets):
+        problems.append(
+            "report.constrain_search=true: there is no budget to keep to; give report.max_trainable_params, "
+            "report.max_train_seconds or report.max_memory_mb"
         )
     return problems + _check_prompting(config.reference.prompting, config.dataset.modality)
 
@@ -415,12 +426,16 @@ _POSITIVE = (
     ("trainer", "max_grad_norm"),
     ("cache", "max_gb"),
     ("domain_pretrain", "learning_rate"),
+    ("report", "max_trainable_params"),
+    ("report", "max_train_seconds"),
+    ("report", "max_memory_mb"),
     ("reference.prompting", "timeout"),
 )
 _INTERVALS = (
     ("trainer", "warmup_ratio", 0, 1),
     ("study", "max_failure_rate", 0, 1),
     ("report", "confidence", 0.5, 1),
+    ("report", "delta", 0, 1),
     ("pseudo_label", "threshold", 0, 1),
     ("domain_pretrain", "mask_probability", 0.01, 1),
 )

@@ -27,8 +27,10 @@ def prose(report: reports.Report) -> str:
 
 def test_cheapest_strategy_that_ties_with_the_best_is_chosen(built):
     report = built[KNOWN]
-    assert report.summary.startswith("Choose **lora**: it trains 148 k of 22.7 M parameters (0.65 %)")
-    assert "a tie with the best, full (0.811 [" in report.summary
+    assert report.summary.startswith("Train **lora**: test accuracy 0.810 [0.7")
+    assert "over 3 seeds, with 148 k trainable parameters (0.65 % of 22.7 M)." in report.summary
+    assert "The highest score is that of full, 0.811 [" in report.summary
+    assert "at 150 times the parameters" in report.summary and "frozen costs 5.9 points [" in report.summary
     assert "above the TF-IDF + logistic regression floor, 0.720 [" in report.summary
     assert prose(report).splitlines()[2] == report.summary  # the answer comes right after the title
 
@@ -41,15 +43,17 @@ def test_known_difference_is_shown_and_not_called_a_tie(built):
 
 def test_strategies_of_equal_accuracy_are_ties_and_unequal_budgets_are_said(built):
     report = built[EQUAL]
-    assert "Choose **zero**: it trains 0 of 22.7 M parameters (0 %)" in report.summary
-    assert "tie with the best, prompt" in report.summary and "bitfit was tuned with fewer trials" in report.summary
+    assert report.summary.startswith("Train **zero**: test accuracy 0.80")
+    assert "with 0 trainable parameters (0 % of 22.7 M)" in report.summary
+    assert "The highest score is that of prompt, 0.804" in report.summary
+    assert "bitfit was tuned with fewer trials" in report.summary
     assert "**cut short by timeout**" in prose(report)
 
 
 def test_single_strategy_is_held_against_the_floor(built):
     report = built[SINGLE]
-    assert report.summary.startswith("**lora** trains")
-    assert "reaches a test accuracy of 0.805 [" in report.summary and "That is above the TF-IDF" in report.summary
+    assert report.summary.startswith("Train **lora**: test accuracy 0.805 [")
+    assert "The choice is above the TF-IDF" in report.summary
     assert "against the best" not in prose(report)
     assert "Student's t over seeds" in prose(report)
 
@@ -150,7 +154,7 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
         "Splits: 1000 train, 500 validation, 2000 test items.",
         "chosen by `validation_accuracy`",
         "Seeds of the finals: 1000, 1001, 1002, the same for every strategy.",
-        "percentile bootstrap over seeds and test items",
+        "Wilson's, with the variance over seeds and test items",
         "Epoch ceiling: 4.",
         "Pruner: median.",
         "Device: cpu.",
