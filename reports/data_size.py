@@ -11,6 +11,7 @@ from reports import formats
 from reports.files import replace_file, report_folder, write_markdown
 from reports.load import Comparison, load_curve
 from reports.render import Report
+from reports.rules_of_thumb import rules_markdown, try_rules
 from reports.tables import size_table
 from reports.verdict import judge_comparison
 from sweeper import schema
@@ -54,6 +55,8 @@ def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confi
     if (table["kind"].eq("strategy") & table["test_accuracy"].notna() & table["train_size"].notna()).any():
         figure = folder / FIGURE_NAME
         _write_figure(figure, table, f"{title}: what more training data buys", confidence)
+    tables = [(comparison, table[table["comparison"] == comparison.name]) for comparison in comparisons]
+    rules = rules_markdown(try_rules(tables, confidence))
     summary = _summary([(comparison.train_size, chosen[comparison.name]) for comparison in comparisons])
     context = {
         "name": curve,
@@ -61,6 +64,8 @@ def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confi
         "summary": summary,
         "table": _markdown(table, comparisons, chosen, confidence),
         "figure": FIGURE_NAME if figure else None,
+        "rules_table": rules[0],
+        "rules_untried": rules[1],
         "alt_text": _alt_text(table),
         "comparisons": [
             (formats.setting(comparison.train_size), comparison.name, _budget(comparison)) for comparison in comparisons
