@@ -280,8 +280,8 @@ def few_steps(evidence: Evidence) -> list[str]:
             what = f"{steps:.0f} optimiser steps only ({train:.0f} examples, batches of {setting(batch * accumulation)}"
             labels.setdefault(f"{what}, {setting(epochs)} epochs)", []).append(escape(study["label"]))
     return [
-        f"{', '.join(names)} trained for {what}; with fewer than about {FEW_STEPS}, results depend on the seed: smaller "
-        "batches, or more epochs."
+        f"{', '.join(names)} trained for {what}; with fewer than about {FEW_STEPS}, results depend on the seed: "
+        "smaller batches, or more epochs."
         for what, names in labels.items()
     ]
 
