@@ -266,23 +266,24 @@ def overconfident(evidence: Evidence) -> list[str]:
 
 
 def few_steps(evidence: Evidence) -> list[str]:
-    """Finals of very few optimiser steps."""
-    found = []
-    accumulation = evidence.comparison.setting("trainer.gradient_accumulation_steps") or 1
+    """Finals of very few optimiser steps; strategies of equally many in one sentence."""
+    labels: dict[str, list[str]] = {}
+    accumulation = float(evidence.comparison.setting("trainer.gradient_accumulation_steps") or 1)
     for study in evidence.studies():
         of = (schema.PARAM_TRAIN_SIZE, schema.PARAM_BATCH_SIZE)
         train, batch = (_size(evidence.comparison, study, name) for name in of)
         epochs = evidence.comparison.finals(study["study"])[schema.EPOCHS_RUN].mean()
         if any(map(is_missing, (train, batch, epochs))) or not batch:
             continue
-        steps = math.ceil(train / (batch * float(accumulation))) * epochs
+        steps = math.ceil(train / (batch * accumulation)) * epochs
         if steps < FEW_STEPS:
-            found.append(
-                f"{escape(study['label'])} trained for {steps:.0f} optimiser steps only ({train:.0f} examples, batches "
-                f"of {setting(batch * float(accumulation))}, {epochs:.0f} epochs); with fewer than about {FEW_STEPS}, "
-                "results depend on the seed: smaller batches, or more epochs."
-            )
-    return found
+            what = f"{steps:.0f} optimiser steps only ({train:.0f} examples, batches of {setting(batch * accumulation)}"
+            labels.setdefault(f"{what}, {setting(epochs)} epochs)", []).append(escape(study["label"]))
+    return [
+        f"{', '.join(names)} trained for {what}; with fewer than about {FEW_STEPS}, results depend on the seed: "
+        "smaller batches, or more epochs."
+        for what, names in labels.items()
+    ]
 
 
 # --- the search could have found better ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_curve
 from reports.plots import size_figure
 from reports.render import Report
+from reports.rules_of_thumb import rules_markdown, try_rules
 from reports.tables import size_table
 from reports.verdict import Rule, judge_comparison
 from sweeper import schema
@@ -54,12 +55,16 @@ def build_size_report(
     folder = report_folder(Path(reports_dir), curve)
     title = f"{_one(comparisons, 'model')} on {_one(comparisons, 'dataset')}"
     drawing = size_figure(table, title=f"{title}: what more training data buys", confidence=confidence)
+    tables = [(comparison, table[table["comparison"] == comparison.name]) for comparison in comparisons]
+    rules = rules_markdown(try_rules(tables, confidence))
     summary = _summary([(comparison.train_size, chosen[comparison.name]) for comparison in comparisons])
     context = {
         "name": curve,
         "title": title,
         "summary": summary,
         "table": _markdown(table, comparisons, chosen, confidence),
+        "rules_table": rules[0],
+        "rules_untried": rules[1],
         "comparisons": [
             (formats.setting(comparison.train_size), comparison.name, _budget(comparison)) for comparison in comparisons
         ],

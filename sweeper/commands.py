@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -18,6 +18,9 @@ import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
 from sweeper.errors import StudyError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["report", "run"]
 
@@ -156,15 +159,15 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 def _print_report(report: reports.Report, config: Config, console: Console) -> None:
     console.print(f"\n[bold]{report.comparison}[/bold], test split", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
-    columns = ["strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time"]
-    shifted = report.table["shifted_accuracy"].notna().any()
-    columns += ["shifted"] * bool(shifted)
+    columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
     for column in columns:  # long names are folded, numbers never
         name = column == "strategy"
         table.add_column(column, justify="left" if name else "right", no_wrap=not name, overflow="fold", min_width=8)
     for row in report.table.to_dict("records"):
-        table.add_row(*_row(row), *([_shifted(row)] if shifted else []))
+        table.add_row(*_row(row))
     console.print(table)
+    if shifted := _shifted(report.table):
+        console.print(f"Shifted:   {shifted}", highlight=False, markup=False, soft_wrap=True)
     _print_files(report, config, console)
 
 
@@ -183,15 +186,14 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _shifted(row: Mapping[str, Any]) -> str:
-    accuracy, low, high = (row[f"shifted_accuracy{end}"] for end in ("", "_low", "_high"))
-    if math.isnan(accuracy):
-        return ""
-    return f"{accuracy:.3f}" if math.isnan(low) else f"{accuracy:.3f}\n[{low:.3f}, {high:.3f}]"
+def _shifted(table: pd.DataFrame) -> str:
+    """Accuracies on the shifted data with their intervals, empty text where there are none."""
+    scored = table[table["shifted_accuracy"].notna()].to_dict("records")
+    return "; ".join(f"{row['strategy']} {row['shifted_accuracy']:.3f} {_interval(row, 'shifted')}" for row in scored)
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    low, high = row["test_accuracy_low"], row["test_accuracy_high"]
+def _interval(row: Mapping[str, Any], split: str = "test") -> str:
+    low, high = row[f"{split}_accuracy_low"], row[f"{split}_accuracy_high"]
     return "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
 
 
