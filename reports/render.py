@@ -100,7 +100,7 @@ def build_report(
 def _write_figure(path: Path, table: pd.DataFrame, loaded: Comparison, verdict: Verdict, confidence: float) -> None:
     from reports.plots import accuracy_figure, save_png
 
-    title = f"{_one(loaded.studies['model'])} on {_one(loaded.studies['dataset'])}: what each trainable parameter buys"
+    title = f"{loaded.title}: what each trainable parameter buys"
     drawing = accuracy_figure(table, title=title, chosen=verdict.chosen, confidence=confidence)
     replace_file(path, lambda target: save_png(drawing, target))
 
@@ -120,8 +120,7 @@ def _context(
     shifted = shifted_table(loaded)
     return {
         "name": loaded.name,
-        "model": _one(loaded.studies["model"]),
-        "dataset": _one(loaded.studies["dataset"]),
+        "title": loaded.title,
         "n_strategies": len(loaded.studies),
         "recorded": f"{newest:%Y-%m-%d}" if pd.notna(newest) else "",
         "summary": verdict.summary,
