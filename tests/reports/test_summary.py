@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -102,6 +104,14 @@ def test_same_comparisons_in_any_order_are_one_page(uri, three):
     folder = three.path.parent
     reports.build_summary(uri, reports_dir=folder.parent, comparisons=["s-three", "s-one", "s-two", "s-one"])
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_names_reach_it_from_the_command_line(uri, tmp_path):
+    command = [sys.executable, "-m", "sweeper", "report", f"tracking.uri={uri}", f"output_dir={tmp_path}"]
+    done = subprocess.run([*command, "report.comparison=s-one,s-two"], check=True, capture_output=True, text=True)
+    assert "ranks on the test splits" in done.stdout and len(list(tmp_path.glob("reports/summary-*/summary.md"))) == 1
+    refused = subprocess.run([*command, "report.comparison=[]"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "report.comparison=[]: must be a name" in refused.stderr
 
 
 def test_too_few_or_unknown_comparisons_are_errors(uri, tmp_path):
