@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -128,7 +127,8 @@ def is_adaptable(module: nn.Module) -> bool:
 
     Weight-standardised and grouped convolutions do more, and so does the output of ``nn.MultiheadAttention``.
     """
-    # Subclasses may use their weight in other ways; Conv2dSame only pads differently.
-    if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2dSame):
-        return module.groups == 1 and module.padding_mode == "zeros"
+    # Subclasses may use their weight in other ways; timm's Conv2dSame only pads differently.
+    if isinstance(module, nn.Conv2d):
+        plain = type(module) is nn.Conv2d or type(module).__module__ == "timm.layers.conv2d_same"
+        return plain and module.groups == 1 and module.padding_mode == "zeros"
     return type(module) in (nn.Linear, Conv1D)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import timm
 from torch import nn
-from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
 from strategies.base import BackboneStrategy, Layout
 
@@ -24,7 +22,9 @@ class Scratch(BackboneStrategy):
     def prepare(self, model: nn.Module, layout: Layout) -> nn.Module:
         """Give the backbone new weights, drawn from torch's generator, and unfreeze everything."""
         backbone: Any = model.get_submodule(layout.backbone)
-        if isinstance(backbone, TimmWrapperPreTrainedModel):
+        if hasattr(backbone, "timm_model"):
+            import timm  # takes seconds, which a text model does without
+
             # transformers' wrapper would initialise every layer alike; timm knows each architecture's rule.
             arguments = backbone.config.model_args or {}
             untrained: Any = timm.create_model(backbone.config.architecture, num_classes=0, **arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import shlex
 import sys
 import textwrap
@@ -23,7 +25,7 @@ from sweeper.overrides import (
     variant,
 )
 
-__all__ = ["main"]
+__all__ = ["console", "main"]
 
 COMMANDS = {
     "sweep": "one study, its finals and its comparison's report (the default)",
@@ -75,6 +77,15 @@ def main() -> None:
     except KeyboardInterrupt:  # before the first trial or after the last final; studies end in an orderly way
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def console() -> None:
+    """Run :func:`main` as a process of its own, whose end does not take apart all that was imported, for seconds."""
+    main()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _dispatch(command: str, config: Config, variants: list[list[str]], full_command: str, everything: bool) -> None:
@@ -188,4 +199,4 @@ def _fail(error: ThawlineError) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console()

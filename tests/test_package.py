@@ -54,16 +54,16 @@ def test_wheel_adds_nothing_else_to_the_top_level(wheel: zipfile.ZipFile) -> Non
 
 
 def test_wheel_installs_the_command_and_its_license(wheel: zipfile.ZipFile) -> None:
-    assert "thawline = sweeper.__main__:main" in metadata(wheel, "entry_points.txt").splitlines()
+    assert "thawline = sweeper.__main__:console" in metadata(wheel, "entry_points.txt").splitlines()
     fields = Parser().parsestr(metadata(wheel, "METADATA"))
     assert fields["License-Expression"] == "Apache-2.0"
     assert "Apache License" in metadata(wheel, "licenses/LICENSE")
 
 
 def test_the_command_names_a_function_that_exists() -> None:
-    from sweeper.__main__ import main
+    from sweeper.__main__ import console
 
-    assert callable(main)
+    assert callable(console)
 
 
 def test_constraints_pin_every_dependency(repository: Path, wheel: zipfile.ZipFile) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from sweeper.data.build import Source, build
 from sweeper.data.dataset import Dataset
@@ -19,6 +18,8 @@ def load(request: DataRequest) -> Dataset:
     Raises:
         DataError: a size is larger than its pool, or too small to hold every class.
     """
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).astype(np.uint8)
     source = Source(

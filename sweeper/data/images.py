@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import v2
 
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import DataError
@@ -223,7 +222,9 @@ class _Augmented(Sequence[dict[str, Any]]):
         return {**self.split.examples[index], "pixel_values": pixels}
 
     @cached_property
-    def _transform(self) -> v2.Compose:
+    def _transform(self) -> Callable[[Any], Any]:
+        from torchvision.transforms import v2  # takes a second, which text does without
+
         strong = self.augmentation == "strong"
         steps: list[Any] = [
             v2.PILToTensor(),
@@ -232,4 +233,5 @@ class _Augmented(Sequence[dict[str, Any]]):
         ]
         if strong:
             steps += [v2.ColorJitter(0.4, 0.4, 0.4), v2.RandomGrayscale(0.2)]
-        return v2.Compose(steps)
+        transform: Callable[[Any], Any] = v2.Compose(steps)
+        return transform

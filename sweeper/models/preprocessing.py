@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
-from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 __all__ = ["Preprocessing", "preprocessing_of", "with_image_size"]
 
@@ -47,7 +45,9 @@ def preprocessing_of(processor: Any) -> Preprocessing:
     Raises:
         ValueError: its images have no one size.
     """
-    if isinstance(processor, TimmWrapperImageProcessor):
+    if _is_timms(processor):
+        import timm  # takes seconds, which a text model does without
+
         config = processor.data_config
         _, height, width = config["input_size"]
         transform = timm.data.create_transform(**config, is_training=False, normalize=False)  # type: ignore[attr-defined]
@@ -75,8 +75,8 @@ def preprocessing_of(processor: Any) -> Preprocessing:
 
 def with_image_size(processor: Any, size: int) -> Any:
     """A copy of an image processor that gives square images of another size."""
-    if isinstance(processor, TimmWrapperImageProcessor):
-        return TimmWrapperImageProcessor({**processor.data_config, "input_size": (3, size, size)})
+    if _is_timms(processor):
+        return type(processor)({**processor.data_config, "input_size": (3, size, size)})
     changed = copy.deepcopy(processor)
     for name in ("size", "crop_size"):
         if (current := getattr(changed, name, None)) is not None:
@@ -84,3 +84,7 @@ def with_image_size(processor: Any, size: int) -> Any:
             edges = ("height", "width") if given.get("height") else ("shortest_edge",)
             setattr(changed, name, type(current)(**dict.fromkeys(edges, size)))
     return changed
+
+
+def _is_timms(processor: Any) -> bool:
+    return hasattr(processor, "data_config")

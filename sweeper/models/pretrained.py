@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -189,6 +188,8 @@ def timm_repository(name: str) -> str:
     Raises:
         ConfigError: timm has no weights of that name.
     """
+    import timm  # takes seconds, which other models do without
+
     try:
         settings = timm.models.get_pretrained_cfg(name)
     except RuntimeError:  # the architecture exists, without that tag
