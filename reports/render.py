@@ -136,8 +136,7 @@ def _context(
     rules = rules_markdown(try_rules([(loaded, table)], confidence))
     return {
         "name": loaded.name,
-        "model": _one(loaded.studies["model"]),
-        "dataset": _one(loaded.studies["dataset"]),
+        "title": loaded.title,
         "n_strategies": len(loaded.studies),
         "recorded": f"{newest:%Y-%m-%d}" if pd.notna(newest) else "",
         "summary": verdict.summary,

@@ -80,16 +80,28 @@ def _with_train_size(config: Config, size: int) -> Config:
 
 
 def report(config: Config) -> None:
-    """Rebuild the report of ``report.comparison``, a comparison or a curve over train sizes, from MLflow alone.
+    """Rebuild a report from MLflow alone: of a comparison, of a curve over train sizes, or of several in one summary.
 
     Raises:
-        ConfigError: there is no such comparison.
+        ThawlineError: the store cannot be read, or there is no such comparison.
     """
-    name = config.report.comparison
+    names = _names(config.report.comparison)
+    if len(names) > 1 or names == [reports.ALL]:
+        _print_summary(_build_summary(config, names), config, Console())
+        return
+    name = names[0] if names else None
     if name is not None and reports.is_curve(_tracking_uri(config), name):
         _print_size_report(_build_size_report(config, name), config, Console())
         return
-    _print_report(_build_report(config, config.report.comparison), config, Console())
+    _print_report(_build_report(config, name), config, Console())
+
+
+def _names(comparison: Any) -> list[str]:
+    """``report.comparison`` as names: one, several in a list, or none for the newest."""
+    if comparison is None:
+        return []
+    given = [comparison] if isinstance(comparison, str | int) else comparison
+    return list(dict.fromkeys(str(name) for name in given))
 
 
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
@@ -115,6 +127,29 @@ def _build_size_report(config: Config, curve: str) -> reports.Report:
 def _rule(config: Config) -> reports.Rule:
     given = config.report
     return reports.Rule(given.delta, given.max_trainable_params, given.max_train_seconds, given.max_memory_mb)
+
+
+def _build_summary(config: Config, names: Sequence[str]) -> reports.Report:
+    return reports.build_summary(
+        _tracking_uri(config),
+        reports_dir=Path(config.output_dir) / "reports",
+        comparisons=names,
+        confidence=config.report.confidence,
+        rule=_rule(config),
+    )
+
+
+def _print_summary(report: reports.Report, config: Config, console: Console) -> None:
+    console.print(f"\n[bold]{report.comparison}[/bold], ranks on the test splits", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("strategy", "mean rank", "wins", "ties", "losses", "chosen", "comparisons"):
+        table.add_column(column, justify="left" if column == "strategy" else "right", overflow="fold", min_width=4)
+    for row in report.table.to_dict("records"):
+        rank = "" if math.isnan(row["mean_rank"]) else f"{row['mean_rank']:.2f}"
+        counts = (str(row[column]) for column in ("wins", "ties", "losses", "chosen", "comparisons"))
+        table.add_row(str(row["strategy"]).replace("+", "\n+"), rank, *counts)
+    console.print(table)
+    _print_files(report, config, console)
 
 
 def _print_size_report(report: reports.Report, config: Config, console: Console) -> None:

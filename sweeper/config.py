@@ -190,7 +190,8 @@ class TrackingConfig:
 class ReportConfig:
     """The markdown report, and what it may choose."""
 
-    comparison: str | None = None  # make report: which one; null = the newest
+    # make report: a comparison or a curve over train sizes; several, or all, for one summary; null = the newest
+    comparison: Any = None
     confidence: float = 0.95  # of every interval
     delta: float = 0.01  # of accuracy: what more parameters are not worth; 0.01 is one point
     max_trainable_params: int | None = None  # budgets: what exceeds one is not chosen; null = none
@@ -259,6 +260,7 @@ def check(config: Config) -> list[str]:
             problems.append(f"{group}{'.' if group else ''}{key}={value}: {near_matches(str(value), allowed)}")
     if config.study.direction == natural_direction(config.study.metric, opposite=True):
         problems.append(f"study.direction={config.study.direction}: the wrong way for {config.study.metric}")
+    problems += _check_comparison(config.report.comparison)
     sizes = config.dataset.train_sizes
     if sizes is not None and (not sizes or any(size < 2 for size in sizes) or sorted(set(sizes)) != list(sizes)):
         problems.append(f"dataset.train_sizes={sizes}: must be different numbers from 2, the smallest first, or null")
@@ -294,6 +296,13 @@ def check(config: Config) -> list[str]:
             "report.max_train_seconds or report.max_memory_mb"
         )
     return problems + _check_prompting(config.reference.prompting, config.dataset.modality)
+
+
+def _check_comparison(given: Any) -> list[str]:
+    names = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if given is None or (names and all(isinstance(name, str | int) and str(name).strip() for name in names)):
+        return []
+    return [f"report.comparison={given}: must be a name, names as [a,b], or all; null is the newest"]
 
 
 def _check_prompting(prompting: PromptingConfig, modality: str) -> list[str]:

@@ -238,7 +238,7 @@ class _StudyRunner:
         seed = derive_seed(self.plan.seed, "trial", trial.user_attrs[_INDEX])
         run_id = self.tracker.start(
             schema.KIND_TRIAL,
-            f"{self.plan.strategy} trial {trial.number}",
+            f"{self.plan.strategy} trial {trial.number:03d}",  # sorted as text
             self.plan.tags,
             {
                 **self.plan.params,
@@ -423,7 +423,7 @@ class _StudyRunner:
             tags[schema.TAG_SHIFTED] = shifted
         run_id = self.tracker.start(
             schema.KIND_FINAL,
-            f"{self.plan.strategy} final {seed_index}",
+            f"{self.plan.strategy} final {seed_index:03d}",
             tags,
             {**self.plan.params, **self._values(best.params), schema.PARAM_SEED: seed, schema.PARAM_TRIAL: best.number},
             parent=self.parent,
