@@ -136,6 +136,12 @@ def test_a_tie_is_what_the_interval_calls_one():
     assert list(shared_ranks([found]).iloc[0]) == [1.5, 1.5, 3]
 
 
+def test_a_tie_is_worth_half_a_win():
+    """The first beats the third, and the second ties with both: it ranks between them."""
+    signs = [[np.nan, 0, 1], [0, np.nan, 0], [-1, 0, np.nan]]
+    assert list(shared_ranks([pd.DataFrame(signs, index=list("abc"), columns=list("abc"))]).iloc[0]) == [1, 2, 3]
+
+
 def test_ranks_of_every_comparison_have_one_sum():
     """Whatever the outcomes, even where ties are not transitive."""
     labels = list("abcd")
