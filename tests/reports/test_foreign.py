@@ -73,16 +73,17 @@ def test_the_documented_example_is_a_report(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(code.replace("http://127.0.0.1:5000", store), {})
     report = reports.build_report(store, reports_dir=tmp_path, comparison="ours")
-    assert report.summary.startswith("Choose **adapters**") and "a tie with the best, everything" in report.summary
+    assert report.summary.startswith("Train **adapters**") and "highest score is everything" in report.summary
     assert text(report).count("Note: ") == 1 and "6 of 6 finals and floors have no readable" in text(report)
 
 
 def test_minimal_keys_give_a_choice_with_an_interval(store, tmp_path):
     minimal(store, "minimal", {"small": [0.80, 0.81, 0.82], "large": [0.80, 0.815, 0.82]})
     report = reports.build_report(store, reports_dir=tmp_path, comparison="minimal")
-    assert report.summary.startswith("Choose **small**: it trains 1 k parameters")
-    assert "a tie with the best, large" in report.summary and "over 3 seeds" in report.summary
-    assert report.figure is not None and "Student's t over seeds" in text(report)
+    assert report.summary.startswith("Train **small**") and "with 1 k trainable parameters" in report.summary
+    assert "highest score is large" in report.summary and "over 3 seeds" in report.summary
+    assert report.path.with_name("accuracy_vs_parameters.svg") in report.files
+    assert "Student's t over seeds" in text(report)
     assert not re.search(r"\b(nan|NaN|None|NaT)\b", text(report))
     assert text(report).startswith("# minimal: 2 strategies")  # neither a model nor a dataset is named
 
@@ -167,7 +168,8 @@ def test_labels_of_anybody_are_text(store, tmp_path):
 def test_a_study_without_runs_is_a_report_that_chooses_nothing(store, tmp_path):
     minimal(store, "empty", {"a": []})
     report = reports.build_report(store, reports_dir=tmp_path, comparison="empty")
-    assert report.summary.startswith("Nothing can be chosen yet") and report.figure is None
+    assert report.summary.startswith("Nothing can be chosen yet")
+    assert not [path for path in report.files if path.suffix == ".svg"]
 
 
 def test_deleted_artifacts_leave_a_report_that_says_so(tmp_path):
@@ -177,11 +179,11 @@ def test_deleted_artifacts_leave_a_report_that_says_so(tmp_path):
         recorder.final("c", study, seed, accuracy, size=10)
     recorder.floor("c", "majority", 0.6)
     with_them = reports.build_report(recorder.uri, reports_dir=tmp_path)
-    assert "bootstrap" in text(with_them) and "no readable test predictions" not in text(with_them)
+    assert "variance over seeds and test items" in text(with_them) and "no readable" not in text(with_them)
     shutil.rmtree(tmp_path / "art")
     without = reports.build_report(recorder.uri, reports_dir=tmp_path)
-    assert without.summary.startswith("**lora** trains") and "Student's t over seeds" in text(without)
-    assert "3 of 3 finals and floors have no readable test predictions" in text(without)
+    assert without.summary.startswith("Train **lora**") and "Student's t over seeds" in text(without)
+    assert "3 of 3 finals and floors have no readable predictions" in text(without)
 
 
 @pytest.fixture

@@ -170,4 +170,7 @@ def test_budgets_reach_the_report(uri, tmp_path):
     row = next(line for line in report.path.read_text().splitlines() if line.startswith("| lora"))
     assert "over budget" in row
     report = build_report(uri, reports_dir=tmp_path, comparison=KNOWN, rule=Rule(max_trainable_params=100))
-    assert "The closest is frozen" in report.summary and report.path.with_name("accuracy_vs_parameters.svg") in report.files
+    assert (
+        "The closest is frozen" in report.summary
+        and report.path.with_name("accuracy_vs_parameters.svg") in report.files
+    )
