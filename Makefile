@@ -17,7 +17,7 @@ PYTHON ?= python3
 #: EXPERIMENT=...    a recipe from conf/experiment/, which sets several of these at once
 #: TRIALS=20         trials of each study (study.n_trials)
 #: DRY_RUN=1         check and print the configuration, train nothing
-#: COMPARISON=...    for report: which comparison (default: the newest)
+#: COMPARISON=...    for report: which comparison (default: the newest); a,b,c or all for one summary of several
 #: ARGS="..."        further key=value overrides, which come last and win; for test, options of pytest
 #: PORT=5000         for ui: where it listens
 #: PYTHON=python3    for setup: the Python that .venv is made with, 3.11 to 3.13

@@ -2,6 +2,7 @@
 
     make bench                       # the small size, about five minutes on two cores
     make bench ARGS="--size full"    # the sizes of the README's table
+    make bench ARGS="--size scaling --output scaling.json"    # ours alone, and a figure beside the measurements
 
 Each case runs, one after the other and interleaved over the rounds: ours (`python -m sweeper`, from start to exit, with
 an empty cache and an empty output folder, no finals, no report), A and B of :mod:`benchmarks.baseline` on the
@@ -102,6 +103,14 @@ FULL = (
     Case("full, images", ("full",), 2, 2, 300, 100, "image", baseline_trials=2),
     Case("mixed", ("frozen", "partial", "lora", "full"), 4, 3, baseline_trials=2),
 )
+#: What the time of ours grows with: the figure's three panels, each with the value on its axis.
+SCALING = {
+    "trials": {n: Case(f"frozen, {n} trials", ("frozen",), n, 5) for n in (10, 30, 60, 90)},
+    "train examples": {n: Case(f"frozen, {n} examples", ("frozen",), 30, 5, train=n) for n in (1000, 2000, 4000)},
+    "blocks that train, of 6": {
+        n: Case(f"partial, last {n} blocks", ("partial",), 2, 2, num_blocks=n) for n in (1, 2, 4, 6)
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class Measured:
 def main() -> None:
     """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--size", choices=("small", "full", "scaling"), default="small")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cases", nargs="*", help="names, or beginnings of names; default: all")
     parser.add_argument("--sides", nargs="*", default=["ours", "A", "B"])
@@ -127,7 +136,10 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     records: list[dict[str, Any]] = []
-    for case in SMALL if arguments.size == "small" else FULL:
+    if arguments.size == "scaling":
+        arguments.sides = ["ours"]
+    scaling = [case for cases in SCALING.values() for case in cases.values()]
+    for case in {"small": SMALL, "full": FULL, "scaling": scaling}[arguments.size]:
         if arguments.cases and not any(case.name.startswith(name) for name in arguments.cases):
             continue
         if arguments.baseline_trials is not None:
@@ -142,6 +154,8 @@ def main() -> None:
                 )
                 if arguments.output:
                     arguments.output.write_text(json.dumps(records, indent=1))
+    if arguments.size == "scaling" and arguments.output:
+        draw_scaling(records, arguments.output.with_suffix(".png"))
     console.print(table(records))
 
 
@@ -294,6 +308,27 @@ def table(records: list[dict[str, Any]]) -> Table:
         cells.append(" / ".join(f"{max(r['peak_mb'] for r in own):,.0f}" if own else "" for own in sides.values()))
         shown.add_row(*cells)
     return shown
+
+
+def draw_scaling(records: list[dict[str, Any]], path: Path) -> None:
+    """Seconds of a whole sweep against trials, examples and depth: medians over the rounds, with their range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    for axes, (what, cases) in zip(figure.subplots(1, len(SCALING), sharey=True), SCALING.items(), strict=True):
+        found = {n: [r["seconds"] for r in records if r["case"] == case.name] for n, case in cases.items()}
+        values = [n for n, seconds in found.items() if seconds]
+        middles = [statistics.median(found[n]) for n in values]
+        ends = [[m - min(found[n]) for m, n in zip(middles, values, strict=True)]]
+        ends.append([max(found[n]) - m for m, n in zip(middles, values, strict=True)])
+        axes.errorbar(values, middles, yerr=ends, marker="o", capsize=3, color="#0b5cad")
+        first = next(iter(cases.values()))
+        axes.set_title(f"{first.strategies[0]}, {first.epochs} epochs", fontsize=10)
+        axes.set_xlabel(what)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("seconds, from start to exit")
+    figure.savefig(path, dpi=150)
 
 
 def _spread(ratios: list[float]) -> str:

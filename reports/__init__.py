@@ -1,8 +1,8 @@
 """Reports: read a comparison back from MLflow and say, with its uncertainty, which strategy to choose.
 
 The data flows one way: ``load`` (the only reader of MLflow) -> ``stats`` -> ``tables``, ``verdict`` and ``plots`` ->
-``render``, and ``data_size`` for several comparisons. Nothing here trains or samples anything, and importing the
-package loads none of its dependencies.
+``render``, and ``data_size`` and ``summary`` for several comparisons. Nothing here trains or samples anything, and
+importing the package loads none of its dependencies.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from reports.data_size import build_size_report
     from reports.load import Comparison, is_curve, list_comparisons, load_comparison, load_curve
     from reports.render import Report, build_report
+    from reports.summary import ALL, build_summary
+    from reports.verdict import Rule
 
 __all__ = [
+    "ALL",
     "Comparison",
     "Report",
+    "Rule",
     "build_report",
     "build_size_report",
+    "build_summary",
     "is_curve",
     "list_comparisons",
     "load_comparison",
@@ -33,8 +38,11 @@ _HOME = {
     "load_comparison": "reports.load",
     "load_curve": "reports.load",
     "build_size_report": "reports.data_size",
+    "ALL": "reports.summary",
+    "build_summary": "reports.summary",
     "Report": "reports.render",
     "build_report": "reports.render",
+    "Rule": "reports.verdict",
 }
 
 

@@ -8,29 +8,32 @@ from pathlib import Path
 import pandas as pd
 
 from reports import formats
-from reports.files import replace_file, report_folder, write_markdown
+from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_curve
+from reports.plots import size_figure
 from reports.render import Report
 from reports.rules_of_thumb import rules_markdown, try_rules
 from reports.tables import size_table
-from reports.verdict import judge_comparison
+from reports.verdict import Rule, judge_comparison
 from sweeper import schema
 from sweeper.errors import ConfigError
 
 __all__ = ["REPORT_NAME", "build_size_report"]
 
-REPORT_NAME = "data_size.md"
-FIGURE_NAME = "accuracy_vs_train_size.png"
+REPORT_NAME = "data_size"
 
 
-def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confidence: float = 0.95) -> Report:
-    """Read a curve over train sizes from MLflow and write ``<reports_dir>/<curve>/data_size.md`` with its figure.
+def build_size_report(
+    tracking_uri: str, *, reports_dir: Path, curve: str, confidence: float = 0.95, rule: Rule | None = None
+) -> Report:
+    """Read a curve over train sizes from MLflow and write ``<reports_dir>/<curve>/data_size.md`` and all beside it.
 
     Args:
         tracking_uri: MLflow's address.
         reports_dir: folder of all reports; created when missing.
         curve: its name, the tag ``thawline.curve`` of its comparisons.
         confidence: of all intervals, between 0 and 1.
+        rule: what may be chosen; ``reports.verdict.Rule()`` by default.
 
     Returns:
         The report; its table is that of ``tables.size_table``.
@@ -45,16 +48,13 @@ def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confi
     table = size_table(comparisons, confidence)
     chosen = {
         comparison.name: judge_comparison(
-            comparison, table[table["comparison"] == comparison.name].reset_index(drop=True), confidence
+            comparison, table[table["comparison"] == comparison.name].reset_index(drop=True), confidence, rule
         ).chosen
         for comparison in comparisons
     }
     folder = report_folder(Path(reports_dir), curve)
     title = f"{_one(comparisons, 'model')} on {_one(comparisons, 'dataset')}"
-    figure = None
-    if (table["kind"].eq("strategy") & table["test_accuracy"].notna() & table["train_size"].notna()).any():
-        figure = folder / FIGURE_NAME
-        _write_figure(figure, table, f"{title}: what more training data buys", confidence)
+    drawing = size_figure(table, title=f"{title}: what more training data buys", confidence=confidence)
     tables = [(comparison, table[table["comparison"] == comparison.name]) for comparison in comparisons]
     rules = rules_markdown(try_rules(tables, confidence))
     summary = _summary([(comparison.train_size, chosen[comparison.name]) for comparison in comparisons])
@@ -63,26 +63,18 @@ def build_size_report(tracking_uri: str, *, reports_dir: Path, curve: str, confi
         "title": title,
         "summary": summary,
         "table": _markdown(table, comparisons, chosen, confidence),
-        "figure": FIGURE_NAME if figure else None,
         "rules_table": rules[0],
         "rules_untried": rules[1],
-        "alt_text": _alt_text(table),
         "comparisons": [
             (formats.setting(comparison.train_size), comparison.name, _budget(comparison)) for comparison in comparisons
         ],
         "commands": formats.fence("\n".join(_commands(comparisons)), "bash") if _commands(comparisons) else "",
         "confidence": f"{100 * confidence:g} %",
     }
-    path = folder / REPORT_NAME
-    write_markdown(path, "data_size.md.j2", context)
-    return Report(path, curve, table, summary, figure)
-
-
-def _write_figure(path: Path, table: pd.DataFrame, title: str, confidence: float) -> None:
-    from reports.plots import save_png, size_figure
-
-    drawing = size_figure(table, title=title, confidence=confidence)
-    replace_file(path, lambda target: save_png(drawing, target))
+    drawings = [] if drawing is None else [drawing]
+    files = write_pages(folder, REPORT_NAME, "data_size.md.j2", context, drawings=drawings)
+    newest = pd.concat([comparison.studies for comparison in comparisons]).sort_values("start_time")["run_id"]
+    return Report(files[0], curve, table, summary, files, str(newest.iloc[-1]))
 
 
 def _summary(choices: list[tuple[float, str | None]]) -> str:
@@ -95,7 +87,7 @@ def _summary(choices: list[tuple[float, str | None]]) -> str:
         sizes = [formats.setting(size) for size, _ in group]
         span = f"at {sizes[0]}" if len(sizes) == 1 else f"from {sizes[0]} to {sizes[-1]}"
         parts.append(f"{span} training examples **{formats.escape(label)}**")
-    return f"To choose: {', '.join(parts)}; the fewest trainable parameters that tie with the best at that size."
+    return f"To choose: {', '.join(parts)}; the report of each size says why."
 
 
 def _markdown(
@@ -125,18 +117,6 @@ def _accuracy(row: pd.Series) -> str:
 
 def _floor(name: str) -> str:
     return formats.escape(formats.floor_name(name, short=True))
-
-
-def _alt_text(table: pd.DataFrame) -> str:
-    lines = []
-    for name, rows in table[table["kind"] == "strategy"].groupby("strategy", sort=False):
-        points = rows[rows["test_accuracy"].notna()]
-        shown = ", ".join(
-            f"{formats.score(row['test_accuracy'])} at {formats.setting(row['train_size'])}"
-            for _, row in points.iterrows()
-        )
-        lines += [f"{name} {shown}"] if shown else []
-    return formats.escape(f"Test accuracy against train size: {'; '.join(lines)}.", limit=600)
 
 
 def _budget(comparison: Comparison) -> str:

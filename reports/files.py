@@ -1,18 +1,22 @@
-"""Where reports are written: a folder of their own, each file replaced in one step."""
+"""Where reports are written: a folder of their own, each file replaced in one step; markdown and HTML from one text."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reports import formats
 from sweeper.errors import ThawlineError
 
-__all__ = ["replace_file", "report_folder", "write_markdown"]
+if TYPE_CHECKING:
+    from reports.plots import Drawing
+
+__all__ = ["replace_file", "report_folder", "write_pages"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -54,18 +58,59 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_markdown(path: Path, template: str, context: Mapping[str, Any]) -> None:
-    """Fill a template of ``reports/templates/`` and put it at ``path``.
+def write_pages(
+    folder: Path,
+    name: str,
+    template: str,
+    context: Mapping[str, Any],
+    *,
+    drawings: Sequence[Drawing] = (),
+    strategies: Sequence[str] = (),
+) -> tuple[Path, ...]:
+    """Write a report as ``<name>.md`` with its figures beside it, and as ``<name>.html``, which holds them.
+
+    Figures of an older report that are no longer drawn are removed.
+
+    Args:
+        folder: of the report.
+        name: of the two pages.
+        template: in ``reports/templates/``; makes the markdown. A figure is there as ``figures.<its name>``.
+        context: what the template shows; its logged text is escaped by the template or before.
+        drawings: the figures.
+        strategies: labels whose rows and marks belong together in the HTML page.
+
+    Returns:
+        The markdown page, the HTML page, then the figures.
 
     Raises:
-        ThawlineError: it cannot be written.
+        ThawlineError: a file cannot be written.
     """
-    text = _environment().get_template(template).render(**context)
+    from reports.html import page_parts
+
+    figures = {f"{drawing.name}.svg": drawing.svg() for drawing in drawings}
+    pictures = defaultdict(str)  # what was not drawn is empty text
+    for drawing in drawings:
+        pictures[drawing.name] = f"![{formats.escape(drawing.alt, limit=1200)}]({drawing.name}.svg)"
+    text = _environment().get_template(template).render(**context, figures=pictures)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    css, script = ((_TEMPLATES / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))
+    parts = page_parts(text, figures, strategies, css=css, script=script)
+    page = _environment(autoescape=True).get_template("page.html.j2").render(parts)
+    written = []
+    for file, content in {**figures, f"{name}.md": text, f"{name}.html": page}.items():
+        _write_text(folder / file, content)
+        written.append(folder / file)
+    for old in folder.glob("*.svg"):
+        if old.name not in figures:
+            old.unlink(missing_ok=True)
+    return (written[-2], written[-1], *written[:-2])
+
+
+def _write_text(path: Path, text: str) -> None:
     replace_file(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
-def _environment() -> Any:
+def _environment(*, autoescape: bool = False) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -74,7 +119,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
+        autoescape=autoescape,
     )
     environment.filters |= {"text": formats.escape, "code": formats.code}
     return environment

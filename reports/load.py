@@ -7,6 +7,8 @@ never a crash; only artifacts that a report needs are fetched.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
 import os
@@ -39,13 +41,22 @@ __all__ = [
     "list_comparisons",
     "load_comparison",
     "load_curve",
+    "score_column",
 ]
 
 PREDICTION_COLUMNS = ("item", "group", "label", "prediction", "probability")
 _PAGE = 1000  # the most that MLflow returns at once
 _NEXT_STEP = "Run `make sweep` first, or name another store with tracking.uri=..."
+_LARGEST = 1e308
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, schema.STATE_FAILED)
+_STATE_OF_STATUS = {
+    "FINISHED": schema.STATE_COMPLETE,
+    "FAILED": schema.STATE_FAILED,
+    "KILLED": schema.STATE_INTERRUPTED,
+    "RUNNING": schema.STATE_RUNNING,
+    "SCHEDULED": schema.STATE_RUNNING,
+}
 
 #: tag -> column of the tables below.
 _TAG_COLUMNS = {
@@ -170,6 +181,15 @@ class Comparison:
             return {}
         return content if isinstance(content, dict) else {}
 
+    @property
+    def title(self) -> str:
+        """``minilm on review_lines``; the comparison's name where model or dataset were not logged."""
+        model, dataset = (
+            ", ".join(dict.fromkeys(str(value) for value in self.studies[column] if not is_missing(value)))
+            for column in ("model", "dataset")
+        )
+        return f"{model} on {dataset}" if model and dataset else self.name
+
     def _of(self, study: str, kind: str, use: str) -> pd.DataFrame:
         runs = self.runs
         return runs[(runs["study"] == study) & (runs["kind"] == kind) & (runs["use"] == use)]
@@ -221,35 +241,29 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
             those that it holds, the likeliest first).
     """
     known = list_comparisons(tracking_uri)
-    if known.empty:
-        raise ThawlineError(f"no comparison is recorded in {tracking_uri}", _NEXT_STEP)
-    if name is None:
+    if name is None and len(known):
         name = str(known["comparison"].iloc[0])
-    if name not in set(known["comparison"]):
-        raise ThawlineError(
-            f"unknown comparison {name!r}: {near_matches(name, [*known['comparison'], *_curves(known)])}",
-            "Name one of them with COMPARISON=..., or leave it out for the newest.",
-        )
+    if name is None or name not in set(known["comparison"]):
+        raise _not_found(tracking_uri, name, known)
 
     client = _client(tracking_uri)
     experiments = _experiments(client, None)
-    found = {run.info.run_id: run for run in _search(client, experiments, schema.TAG_COMPARISON, name)}
-    studies = _merge_studies(_study_frame(r for r in found.values() if _tag(r, schema.TAG_KIND) == schema.KIND_STUDY))
+    found = list(_search(client, experiments, schema.TAG_COMPARISON, name))
+    studies = _merge_studies(_study_frame(r for r in found if _tag(r, schema.TAG_KIND) == schema.KIND_STUDY))
+    notes = _key_notes(found, set(studies["study"]))
     # A study keeps its trials when its budget, and with it perhaps its comparison, changes.
     for study in studies["study"]:
-        found |= {run.info.run_id: run for run in _search(client, experiments, schema.TAG_STUDY, study)}
+        found += _search(client, experiments, schema.TAG_STUDY, study, other_than=(schema.TAG_COMPARISON, name))
 
-    runs = _frame(r for r in found.values() if _tag(r, schema.TAG_KIND) in (schema.KIND_TRIAL, schema.KIND_FINAL))
+    runs = _frame(r for r in found if _tag(r, schema.TAG_KIND) in (schema.KIND_TRIAL, schema.KIND_FINAL))
     runs = _mark_use(runs[runs["study"].isin(studies["study"])].reset_index(drop=True), studies)
+    notes += _value_notes(runs)
     floors = _frame(
-        r
-        for r in found.values()
-        if _tag(r, schema.TAG_KIND) == schema.KIND_FLOOR and _tag(r, schema.TAG_COMPARISON) == name
+        r for r in found if _tag(r, schema.TAG_KIND) == schema.KIND_FLOOR and _tag(r, schema.TAG_COMPARISON) == name
     )
     floors = floors[floors[schema.TEST_ACCURACY].notna()].drop_duplicates(schema.PARAM_FLOOR, keep="last")
     floors = floors.sort_values(schema.TEST_ACCURACY, ignore_index=True)
 
-    notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         counted = runs[(runs["kind"] == schema.KIND_FINAL) & (runs["use"] == "counted")]
         owners = {
@@ -304,13 +318,43 @@ def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
         won = complete[complete["configuration"] == study["configuration"]]
     if not won.empty:
         return won.iloc[-1]
-    metric = study[schema.PARAM_METRIC]
-    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
-    column = f"best_{metric}" if f"best_{metric}" in complete.columns else metric
+    column = score_column(study, complete)
     values = pd.to_numeric(complete.get(column, pd.Series(math.nan, index=complete.index)), errors="coerce").dropna()
     if values.empty:
         return None
-    return complete.loc[values.idxmin() if metric.endswith("loss") else values.idxmax()]
+    return complete.loc[values.idxmin() if column.endswith("loss") else values.idxmax()]
+
+
+def score_column(study: pd.Series, trials: pd.DataFrame) -> str:
+    """The column of ``trials`` by which a study chooses among them; less is better where it ends in ``loss``."""
+    metric = study[schema.PARAM_METRIC]
+    metric = schema.VALIDATION_ACCURACY if is_missing(metric) else str(metric)
+    return f"best_{metric}" if f"best_{metric}" in trials.columns else metric
+
+
+def _not_found(tracking_uri: str, name: str | None, known: pd.DataFrame) -> ThawlineError:
+    """Why there is no such comparison: nothing at all, another name, or runs without what makes them one."""
+    runs: list[Run] = []
+    if _store_exists(tracking_uri):
+        client = _client(tracking_uri)
+        experiments = _experiments(client, None)
+        if name is not None:
+            runs = list(_search(client, experiments, schema.TAG_COMPARISON, name))
+        elif known.empty:
+            runs = list(_search(client, experiments, schema.TAG_KIND, schema.KIND_STUDY))
+    if runs:
+        whose = f"comparison {name!r} has {len(runs)} runs" if name else f"{tracking_uri} has {len(runs)} studies"
+        return ThawlineError(
+            f"{whose}, but no run with all of the tags {schema.TAG_KIND} = {schema.KIND_STUDY}, "
+            f"{schema.TAG_COMPARISON} and {schema.TAG_STUDY}",
+            "Log one for each strategy, as docs/mlflow_schema.md says.",
+        )
+    if known.empty:
+        return ThawlineError(f"no comparison is recorded in {tracking_uri}", _NEXT_STEP)
+    return ThawlineError(
+        f"unknown comparison {name!r}: {near_matches(str(name), [*known['comparison'], *_curves(known)])}",
+        "Name one of them with COMPARISON=..., or leave it out for the newest.",
+    )
 
 
 def is_curve(tracking_uri: str, name: str) -> bool:
@@ -423,25 +467,51 @@ def _experiments(client: MlflowClient, name: str | None) -> list[str]:
     return [names[name]]
 
 
-def _search(client: MlflowClient, experiments: list[str], tag: str, value: str) -> Iterator[Run]:
-    """Every active run whose tag has this value, oldest first, page by page."""
+def _search(
+    client: MlflowClient, experiments: list[str], tag: str, value: str, other_than: tuple[str, str] | None = None
+) -> Iterator[Run]:
+    """Every active run whose tag has this value, oldest first, page by page.
+
+    ``other_than`` leaves out the runs in which another tag has a value, so that no run is read twice: reading is what a
+    report of thousands of runs spends its time on.
+    """
     from mlflow.exceptions import MlflowException
 
     # MLflow's filter has no escape for quotes: such a value is matched here alone.
-    plain = not re.search(r"['\"\\%`]", value)
-    condition = f"tags.`{tag}` = '{value}'" if plain else f"tags.`{tag}` LIKE '%'"
+    condition = f"tags.`{tag}` = '{value}'" if _plain(value) else f"tags.`{tag}` LIKE '%'"
+    if other_than and _plain(other_than[1]):
+        condition += f" AND tags.`{other_than[0]}` != '{other_than[1]}'"
     token: str | None = None
     while experiments:
         try:
-            page = client.search_runs(
-                experiments, condition, max_results=_PAGE, page_token=token, order_by=["attributes.start_time ASC"]
-            )
+            with _without_collections():
+                page = client.search_runs(
+                    experiments, condition, max_results=_PAGE, page_token=token, order_by=["attributes.start_time ASC"]
+                )
         except MlflowException as error:
             raise _unreadable(client.tracking_uri, error) from error
-        yield from (run for run in page if _tag(run, tag) == value)
+        for run in page:
+            if _tag(run, tag) == value and not (other_than and _tag(run, other_than[0]) == other_than[1]):
+                yield run
         token = page.token
         if not token:
             return
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """A page makes a hundred thousand objects that stay; looking for dead ones among them takes as long as reading."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _plain(value: str) -> bool:
+    return not re.search(r"['\"\\%`]", value)
 
 
 def _tag(run: Run, tag: str) -> str | None:
@@ -450,6 +520,16 @@ def _tag(run: Run, tag: str) -> str | None:
 
 
 # --- runs -> tables ----------------------------------------------------------------------------------------------
+
+
+def _finite(value: float) -> float:
+    """A metric, NaN where it is infinite: a database keeps an infinity as the largest number that there is."""
+    return value if abs(value) < _LARGEST else math.nan
+
+
+def _state(run: Run) -> str | None:
+    """The state as tagged; of a run that has no such tag, what MLflow's own status says."""
+    return run.data.tags.get(schema.TAG_STATE) or _STATE_OF_STATUS.get(run.info.status)
 
 
 def _typed(text: str) -> Any:
@@ -472,8 +552,9 @@ def _frame(runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         params = {key: _typed(value) for key, value in run.data.params.items()}
         tags = {column: run.data.tags[tag] for tag, column in _TAG_COLUMNS.items() if run.data.tags.get(tag)}
+        metrics = {key: _finite(value) for key, value in run.data.metrics.items()}
         rows.append(
-            {**run.data.metrics, **params, **tags, "run_id": run.info.run_id, "status": run.info.status}
+            {**metrics, **params, **tags, "state": _state(run), "run_id": run.info.run_id, "status": run.info.status}
             | {"start_time": run.info.start_time, "end_time": run.info.end_time}
         )
     table = pd.DataFrame(rows)
@@ -484,6 +565,7 @@ def _frame(runs: Iterable[Run]) -> pd.DataFrame:
         table[column] = pd.to_datetime(pd.to_numeric(table[column]), unit="ms", utc=True)
     for column in (*_METRICS, schema.PARAM_SEED, schema.PARAM_TRIAL):
         table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
+    table[schema.TEST_ACCURACY] = table[schema.TEST_ACCURACY].where(table[schema.TEST_ACCURACY].between(0, 1))
     return table.sort_values("start_time", kind="stable", ignore_index=True)
 
 
@@ -493,6 +575,65 @@ def _study_frame(runs: Iterable[Run]) -> pd.DataFrame:
     table = table[table["study"].notna() & table["comparison"].notna()].reset_index(drop=True)
     table["strategy"] = table["strategy"].fillna(table["study"]).astype(str)
     return table
+
+
+def _key_notes(found: list[Run], studies: set[str]) -> list[str]:
+    """What of a comparison is left out because a run lacks a key that ties it to the others."""
+    notes = []
+    kinds = [_tag(run, schema.TAG_KIND) for run in found]
+    if unknown := sum(kind not in schema.KINDS for kind in kinds):
+        notes.append(f"{_runs(unknown)} left out: the tag {schema.TAG_KIND} is none of {', '.join(schema.KINDS)}.")
+    for kind in (schema.KIND_TRIAL, schema.KIND_FINAL):
+        lost = sum(
+            k == kind and _tag(run, schema.TAG_STUDY) not in studies for k, run in zip(kinds, found, strict=True)
+        )
+        if lost:
+            notes.append(
+                f"{_runs(lost)} of kind {kind} left out: the tag {schema.TAG_STUDY} is missing, or no run of kind "
+                f"{schema.KIND_STUDY} in this comparison has it."
+            )
+    if nameless := sum(
+        kind == schema.KIND_STUDY and not _tag(run, schema.TAG_STUDY) for kind, run in zip(kinds, found, strict=True)
+    ):
+        notes.append(f"{_runs(nameless)} of kind {schema.KIND_STUDY} left out: the tag {schema.TAG_STUDY} is missing.")
+    return notes
+
+
+def _value_notes(runs: pd.DataFrame) -> list[str]:
+    """What of a comparison's finals a report needs and does not find."""
+    notes = []
+    finals = runs[runs["kind"] == schema.KIND_FINAL]
+    unscored = finals[(finals["state"] == schema.STATE_COMPLETE) & finals[schema.TEST_ACCURACY].isna()]
+    if len(unscored):
+        notes.append(
+            f"{_runs(len(unscored))} of kind {schema.KIND_FINAL} left out: complete, but the metric "
+            f"{schema.TEST_ACCURACY} is missing or no fraction between 0 and 1."
+        )
+    used = finals[finals["use"] != "ignored"]
+    for study, rows in used[used[schema.PARAM_SEED].isna()].groupby("study"):
+        if len(rows) > 1:
+            notes.append(
+                f"{len(rows)} finals of {study} have no param {schema.PARAM_SEED}: only the newest of them counts."
+            )
+    other = used[(used["use"] == "earlier") & used["configuration"].isna()]
+    other = other[other["study"].isin(used.loc[used["configuration"].notna(), "study"])]
+    if len(other):
+        notes.append(
+            f"{_runs(len(other))} of kind {schema.KIND_FINAL} not counted: the tag {schema.TAG_WINNER} is missing, "
+            "while other finals of the same study have it."
+        )
+    counted = used[used["use"] == "counted"]
+    sizes = counted.groupby("study")[schema.TRAINABLE_PARAMS].max()
+    for study in sizes.index[sizes.isna()]:
+        notes.append(
+            f"The finals of {study} have no metric {schema.TRAINABLE_PARAMS}: it counts as the largest when strategies "
+            "tie, and no figure shows it."
+        )
+    return notes
+
+
+def _runs(number: int) -> str:
+    return "1 run is" if number == 1 else f"{number} runs are"
 
 
 def _merge_studies(table: pd.DataFrame) -> pd.DataFrame:
@@ -523,7 +664,11 @@ def _mark_use(runs: pd.DataFrame, studies: pd.DataFrame) -> pd.DataFrame:
     """Add the column ``use`` (see :class:`Comparison`); rows are oldest first."""
     runs = runs.copy()
     runs["use"] = pd.Series("counted", index=runs.index, dtype=object)
-    winners = dict(zip(studies["study"], studies["configuration"], strict=True))
+    scored = runs[(runs["kind"] == schema.KIND_FINAL) & runs[schema.TEST_ACCURACY].notna()]
+    # A study that names no winner was not recorded by the engine: its newest final is of the winner.
+    newest = {study: rows["configuration"].iloc[-1] for study, rows in scored.groupby("study")}
+    named = zip(studies["study"], studies["configuration"], strict=True)
+    winners = {study: newest.get(study) if is_missing(winner) else winner for study, winner in named}
 
     trials = runs[(runs["kind"] == schema.KIND_TRIAL) & runs[schema.PARAM_TRIAL].notna()]
     key = ["study", schema.PARAM_TRIAL]
@@ -534,17 +679,13 @@ def _mark_use(runs: pd.DataFrame, studies: pd.DataFrame) -> pd.DataFrame:
     stale = [row.Index for row in running[key].itertuples() if tuple(row)[1:] in done]
     runs.loc[stale, "use"] = "ignored"
 
-    finals = runs[runs["kind"] == schema.KIND_FINAL]
-    scored = finals[finals[schema.TEST_ACCURACY].notna()]
-    runs.loc[finals.index, "use"] = "ignored"
+    runs.loc[runs["kind"] == schema.KIND_FINAL, "use"] = "ignored"
     runs.loc[scored.index, "use"] = "earlier"
-    current = scored[
-        (scored["state"] == schema.STATE_COMPLETE)
-        & scored["configuration"].notna()
-        & (scored["configuration"] == scored["study"].map(winners))
-    ]
-    newest = current[~(current.duplicated(["study", schema.PARAM_SEED], keep="last"))]
-    runs.loc[newest.index, "use"] = "counted"
+    trained = scored["configuration"].astype(object).fillna("")
+    winner = scored["study"].map(winners).astype(object).fillna("")
+    current = scored[(scored["state"] == schema.STATE_COMPLETE) & (trained == winner)]
+    last = current[~(current.duplicated(["study", schema.PARAM_SEED], keep="last"))]
+    runs.loc[last.index, "use"] = "counted"
     return runs
 
 
@@ -590,6 +731,11 @@ def _load_predictions(
             predictions[run_id] = _read_predictions(path)
         except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
             notes.append(f"{artifact} of {owner} cannot be read: {error}.")
+    if lost := len(owners) - len(predictions):
+        notes.append(
+            f"{lost} of {len(owners)} finals and floors have no readable predictions "
+            f"({artifact}): their differences are not paired by test item."
+        )
     return predictions
 
 

@@ -1,6 +1,6 @@
-"""Write the report of one comparison: markdown for GitHub and its figure, rebuilt from MLflow alone.
+"""Write the report of one comparison: markdown and HTML with figures, JSON and CSV, rebuilt from MLflow alone.
 
-Design choices: the same records give the same bytes (no clock, a seeded bootstrap); all logged text passes through
+Design choices: the same records give the same bytes (no clock, nothing drawn); all logged text passes through
 ``reports.formats`` before it meets markdown; a reader sees the old report or the new one, never half of one.
 """
 
@@ -14,10 +14,12 @@ import pandas as pd
 
 from reports import formats
 from reports.checks import class_name, evidence_of, find_warnings
-from reports.files import replace_file, report_folder, write_markdown
+from reports.exports import write_exports
+from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
+from reports.plots import report_figures
 from reports.rules_of_thumb import rules_markdown, try_rules
-from reports.stats import METHOD_BOOTSTRAP, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
+from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
 from reports.tables import (
     ACCOUNT_STATES,
     accounting_table,
@@ -29,14 +31,13 @@ from reports.tables import (
     shifted_table,
     strategy_scores,
 )
-from reports.verdict import Verdict, judge_comparison
+from reports.verdict import Rule, Verdict, judge_comparison
 from sweeper import schema
 from sweeper.errors import ConfigError
 
-__all__ = ["FIGURE_NAME", "REPORT_NAME", "Report", "build_report"]
+__all__ = ["REPORT_NAME", "Report", "build_report"]
 
-REPORT_NAME = "report.md"
-FIGURE_NAME = "accuracy_vs_parameters.png"
+REPORT_NAME = "report"
 _MOST_REASONS = 4  # per state and strategy, the others are counted
 _MOST_LABELS = 12
 _EXTREME_LABELS = 5
@@ -51,8 +52,9 @@ class Report:
         path: of ``report.md``.
         comparison: name of the comparison.
         table: the comparison table as plain values (``tables.comparison_table``).
-        summary: the answer, one to three sentences of markdown.
-        figure: path of the figure, or ``None`` when there was nothing to draw.
+        summary: the answer, a short paragraph of markdown.
+        files: all that was written: the markdown, the HTML page, the figures, and the files for programs.
+        run_id: the MLflow run of the newest study, where the files are logged.
         warnings: what the checks found, sentences of markdown, the most serious first.
     """
 
@@ -60,14 +62,20 @@ class Report:
     comparison: str
     table: pd.DataFrame
     summary: str
-    figure: Path | None = None
+    files: tuple[Path, ...] = ()
+    run_id: str = ""
     warnings: tuple[str, ...] = ()
 
 
 def build_report(
-    tracking_uri: str, *, reports_dir: Path, comparison: str | None = None, confidence: float = 0.95
+    tracking_uri: str,
+    *,
+    reports_dir: Path,
+    comparison: str | None = None,
+    confidence: float = 0.95,
+    rule: Rule | None = None,
 ) -> Report:
-    """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/report.md`` with its figure.
+    """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/``: ``report.md`` and all beside it.
 
     Args:
         tracking_uri: MLflow's address, e.g. ``sqlite:///outputs/mlflow.db``.
@@ -75,6 +83,7 @@ def build_report(
             a similar one with a hash.
         comparison: its name; the newest by default.
         confidence: of all intervals, between 0 and 1.
+        rule: what may be chosen; ``reports.verdict.Rule()`` by default.
 
     Raises:
         ThawlineError: the store cannot be read, nothing is recorded, the comparison is unknown, or its folder is
@@ -87,30 +96,28 @@ def build_report(
     table = comparison_table(loaded, confidence)
     accounting = accounting_table(loaded)
     scores = strategy_scores(loaded)
-    verdict = judge_comparison(loaded, table, confidence)
+    verdict = judge_comparison(loaded, table, confidence, rule)
 
     folder = report_folder(Path(reports_dir), loaded.name)
-    strategies = table[(table["kind"] == "strategy") & table["test_accuracy"].notna()]
-    figure = None
-    if strategies["trainable_params"].notna().any():
-        figure = folder / FIGURE_NAME
-        _write_figure(figure, table, loaded, verdict, confidence)
+    drawings = report_figures(loaded, table, chosen=verdict.chosen, confidence=confidence)
     warnings = find_warnings(evidence_of(loaded, table, confidence))
     context = _context(loaded, table, accounting, verdict, scores, confidence) | {"warnings": warnings}
-    path = folder / REPORT_NAME
-    write_markdown(path, "report.md.j2", {**context, "figure": FIGURE_NAME if figure else None})
-    return Report(path, loaded.name, table, verdict.summary, figure, tuple(warnings))
-
-
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def _write_figure(path: Path, table: pd.DataFrame, loaded: Comparison, verdict: Verdict, confidence: float) -> None:
-    from reports.plots import accuracy_figure, save_png
-
-    title = f"{_one(loaded.studies['model'])} on {_one(loaded.studies['dataset'])}: what each trainable parameter buys"
-    drawing = accuracy_figure(table, title=title, chosen=verdict.chosen, confidence=confidence)
-    replace_file(path, lambda target: save_png(drawing, target))
+    pages = write_pages(
+        folder, REPORT_NAME, "report.md.j2", context, drawings=drawings, strategies=list(loaded.studies["label"])
+    )
+    tables = {
+        "comparison": table,
+        "hyperparameters": hyperparameters_table(loaded),
+        "shifted": shifted_table(loaded, confidence),
+        "drift": drift_table(loaded),
+        "accounting": accounting,
+    }
+    figures = [path.name for path in pages[2:]]
+    exports = write_exports(
+        folder, loaded, verdict=verdict, warnings=warnings, tables=tables, confidence=confidence, figures=figures
+    )
+    newest = str(loaded.studies["run_id"].iloc[-1])
+    return Report(pages[0], loaded.name, table, verdict.summary, (*pages, *exports), newest, tuple(warnings))
 
 
 # --- what the template shows -------------------------------------------------------------------------------------
@@ -129,14 +136,12 @@ def _context(
     rules = rules_markdown(try_rules([(loaded, table)], confidence))
     return {
         "name": loaded.name,
-        "model": _one(loaded.studies["model"]),
-        "dataset": _one(loaded.studies["dataset"]),
+        "title": loaded.title,
         "n_strategies": len(loaded.studies),
         "recorded": f"{newest:%Y-%m-%d}" if pd.notna(newest) else "",
         "summary": verdict.summary,
         "comparison_table": _comparison_markdown(table, verdict, confidence),
         "cost_table": _cost_markdown(table, verdict),
-        "alt_text": _alt_text(table, loaded),
         "hyperparameters_table": _hyperparameters_markdown(hyperparameters_table(loaded)),
         "shifted_table": _shifted_markdown(shifted, table, verdict, confidence),
         "shifted": _one(shifted["shifted"]).rpartition(" ")[0],
@@ -184,6 +189,8 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
             gap = verdict.differences[label]
             shown = formats.score_interval(gap.mean, gap.low, gap.high, difference=True)
             against = f"tie, {shown}" if gap.tie else shown
+        if label in verdict.over_budget:
+            against = "over budget" if against == formats.MISSING else f"{against}, over budget"
         head, backbone = row["trainable_params_head"], row["trainable_params_backbone"]
         parts = f"{formats.count(head)} + {formats.count(backbone)}"
         rows.append(
@@ -193,7 +200,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
                 formats.percent(row["trainable_pct"]),
                 formats.MISSING if pd.isna(head) or pd.isna(backbone) else parts,
                 _accuracy(row),
-                against if len(verdict.differences) else formats.MISSING,
+                against if len(verdict.differences) or verdict.over_budget else formats.MISSING,
                 formats.score(row["test_macro_f1"]),
                 formats.score(row["best_validation_accuracy"]),
                 _of(row["seeds"], row["seeds_asked"]),
@@ -434,8 +441,8 @@ def _measured(
         lines.append("Test items of one group (those that share a source) are drawn together.")
     if verdict.differences:
         lines.append(
-            "A difference is paired by seed and test item where predictions allow it, and is a tie when its interval "
-            "contains zero; the intervals are not corrected for the number of strategies."
+            "A difference is paired by seed and test item where predictions allow it. Its interval counts both, holds "
+            "for all pairs of strategies at once (studentized range), and is a tie when it contains zero."
         )
     sized = table.loc[(table["kind"] == "strategy") & (table["seeds"] > 0), "seeds"]
     if len(sized) and sized.min() < 5:
@@ -482,7 +489,7 @@ def _settings(loaded: Comparison) -> list[str]:
 
 
 _METHODS = {
-    METHOD_BOOTSTRAP: "Intervals ({confidence}): percentile bootstrap over seeds and test items, 2,000 resamples.",
+    METHOD_CROSSED: "Intervals ({confidence}) of scores: Wilson's, with the variance over seeds and test items.",
     METHOD_T: "Intervals ({confidence}) without logged predictions: Student's t over seeds, blind to the test items.",
     METHOD_SCORE: "Intervals ({confidence}) of a single score: Wilson's over test items, blind to seeds.",
     METHOD_NONE: "Scores without an interval: one seed, and neither predictions nor a test size were logged.",
@@ -537,15 +544,6 @@ def _versions(versions: dict[str, str]) -> str:
     first = [package for package in _PACKAGES if package in versions]
     ordered = first + sorted(set(versions) - set(first))
     return ", ".join(f"{formats.escape(package)} {formats.escape(versions[package])}" for package in ordered)
-
-
-def _alt_text(table: pd.DataFrame, loaded: Comparison) -> str:
-    points = [
-        f"{row['strategy']} {formats.score(row['test_accuracy'])} with {formats.count(row['trainable_params'])}"
-        for row in _strategies(table)
-        if pd.notna(row["test_accuracy"]) and pd.notna(row["trainable_params"])
-    ]
-    return formats.escape(f"Test accuracy against trainable parameters: {'; '.join(points)}.", limit=600)
 
 
 def _accuracy(row: dict[str, Any]) -> str:

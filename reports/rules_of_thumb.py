@@ -1,8 +1,8 @@
 """The rules of thumb of transfer learning on trial: what tutorials claim, beside what was measured here.
 
 A claim speaks of a size of the train split and of strategies. Where both were measured, the best of the strategies that
-it speaks for is compared with each other one, paired and corrected for the number of comparisons (Bonferroni); what the
-noise does not separate cannot be told.
+it speaks for is compared with each other one, by the intervals of the whole comparison; what the noise does not
+separate cannot be told.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 
 from reports.formats import count, escape, markdown_table, score_interval, setting
 from reports.load import Comparison
-from reports.stats import Interval, SeedScores, accuracy_interval, paired_difference
+from reports.stats import Interval, SeedScores, accuracy_interval, paired_difference, pool
 from reports.tables import strategy_scores
 from sweeper import schema
 
@@ -67,6 +67,11 @@ class _Trial:
     def here(self) -> str:
         return f"{count(self.size)} examples"
 
+    def difference(self, first: str, second: str) -> Interval:
+        """Accuracy of one strategy less that of another, as the verdict has it."""
+        together = pool(self.scores)
+        return paired_difference(self.scores[first], self.scores[second], confidence=self.confidence, pool=together)
+
 
 def try_rules(comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence: float = 0.95) -> list[Finding]:
     """Try every claim on every comparison: one, or the points of a curve over train sizes.
@@ -76,7 +81,7 @@ def try_rules(comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence
 
     Args:
         comparisons: each with its ``tables.comparison_table``.
-        confidence: of the intervals, before the correction for several comparisons.
+        confidence: of the intervals.
     """
     trials = [_as_trial(comparison, table, confidence) for comparison, table in comparisons]
     found = []
@@ -145,8 +150,7 @@ def _against_others(trial: _Trial, claim: str, chosen: Sequence[str], others: Se
         needed = " or ".join(chosen[:3]) if not ours else "another strategy beside it"
         return Finding(claim, trial.here(), f"needs {needed}", NOT_MEASURED)
     best = max(ours, key=lambda name: float(trial.scores[name].accuracies.mean()))
-    corrected = 1 - (1 - trial.confidence) / (len(ours) * len(theirs))
-    gaps = {name: paired_difference(trial.scores[best], trial.scores[name], confidence=corrected) for name in theirs}
+    gaps = {name: trial.difference(best, name) for name in theirs}
     rival = min(gaps, key=lambda name: gaps[name].mean)
     verdict = CANNOT_TELL
     if all(gap.low > 0 for gap in gaps.values()):
@@ -174,7 +178,7 @@ def _limited_compute(trial: _Trial) -> Finding:
     known = {what: ratio for what, ratio in ratios.items() if math.isfinite(ratio)}
     if not known:
         return Finding(claim, trial.here(), "needs times or memory of the finals", NOT_MEASURED)
-    gap = paired_difference(trial.scores[best], trial.scores["full"], confidence=trial.confidence)
+    gap = trial.difference(best, "full")
     verdict = CANNOT_TELL
     if all(ratio < 1 for ratio in known.values()):
         verdict = HELD
@@ -203,7 +207,7 @@ def _rank_16_to_64(trial: _Trial) -> Finding:
         return Finding(claim, trial.here(), f"the ranks that won: {ranks}", NOT_MEASURED)
     name = max(fitting, key=lambda name: float(trial.scores[name].accuracies.mean()))
     full = float(trial.scores["full"].accuracies.mean()) or math.nan
-    gap = paired_difference(trial.scores[name], trial.scores["full"], confidence=trial.confidence)
+    gap = trial.difference(name, "full")
     low, mean, high = (100 * (1 + value / full) for value in (gap.low, gap.mean, gap.high))
     verdict = HELD if low >= 95 else FAILED if high < 95 else CANNOT_TELL
     shown = f"{mean:.1f} %" if math.isnan(low) else f"{mean:.1f} % [{low:.1f}, {high:.1f}]"

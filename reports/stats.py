@@ -1,15 +1,18 @@
 """How sure a report is: intervals of test accuracy, and of differences between two strategies.
 
-The seeds of a strategy are all scored on the same test items, so seeds and items are crossed. Both are resampled, and
-what is paired stays paired: two strategies are compared on the same items and the same seeds. Everything here is a
-plain function of arrays or tables; nothing knows MLflow.
+The seeds of a strategy are all scored on the same test items, so seeds and items are crossed, and both are samples: of
+other seeds and of other items. What is paired stays paired: two strategies are compared on the same items and the same
+seeds. Their difference is held against a standard error that counts both (:func:`crossed_components`) and a quantile
+for all pairs of the strategies compared (:func:`paired_difference`). Everything here is a plain function of arrays or
+tables; nothing knows MLflow. ``docs/statistics.md`` has the rates at which it errs on data of known truth.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -19,27 +22,31 @@ from sweeper import schema
 from sweeper.errors import ConfigError
 
 __all__ = [
-    "METHOD_BOOTSTRAP",
+    "METHOD_CROSSED",
     "METHOD_NONE",
     "METHOD_SCORE",
     "METHOD_T",
+    "Components",
     "Interval",
+    "Pool",
     "SeedScores",
     "accuracy_interval",
-    "bootstrap_mean",
+    "critical_value",
+    "crossed_components",
+    "difference_components",
     "paired_difference",
+    "pool",
+    "rounded_degrees",
     "seed_scores",
     "t_interval",
     "wilson_interval",
 ]
 
-METHOD_BOOTSTRAP = "bootstrap"  # seeds and test items (or groups of items)
+METHOD_CROSSED = "crossed"  # seeds and test items (or groups of items)
 METHOD_T = "t"  # seeds only
 METHOD_SCORE = "score"  # test items only: Wilson, or Newcombe for a difference
 METHOD_NONE = "none"
 
-_RESAMPLES = 2000
-_MOST_CELLS = 10_000_000  # of one block of resampling weights: 80 MB
 _AGREEMENT = 2e-3  # how far logged accuracy and logged predictions may lie apart
 
 
@@ -48,17 +55,78 @@ class Interval:
     """A mean with its confidence interval, as fractions; NaN bounds where ``method`` is ``none``.
 
     For a difference, ``tie`` says whether zero lies inside; without bounds nothing can be said and it is ``None``.
+    ``p_value`` is that of the test which the interval inverts, corrected as the interval is, so that it is below
+    1 - confidence where there is no tie. NaN of an accuracy, and of a difference between two single scores.
     """
 
     mean: float
     low: float
     high: float
     method: str
+    p_value: float = math.nan
 
     @property
     def tie(self) -> bool | None:
         """Whether zero is inside the interval (its ends included)."""
         return None if math.isnan(self.low) or math.isnan(self.high) else self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True)
+class Components:
+    """Where the uncertainty of a mean over crossed seeds and test items comes from.
+
+    Attributes:
+        seeds: variance between seeds, on infinitely many items.
+        items: variance between items, over infinitely many seeds. Items that lie in groups: so much per item that
+            ``items / n_items`` is the variance of their mean.
+        residual: variance of a single item of a single seed that neither explains.
+        n_seeds: seeds that were seen.
+        n_items: items that were seen.
+        n_groups: groups of these items, as many as items where there are none.
+        contrasts: how many strategies beyond the first the spread between seeds was estimated from.
+    """
+
+    seeds: float
+    items: float
+    residual: float
+    n_seeds: int
+    n_items: int
+    n_groups: int
+    contrasts: int = 1
+
+    def variance(self, n_seeds: int | None = None, n_items: int | None = None) -> tuple[float, float]:
+        """Variance of the mean, and its degrees of freedom, with the seen or other numbers of seeds and items.
+
+        The degrees of freedom are Satterthwaite's: those of the part that seeds contribute, (n_seeds - 1) contrasts,
+        and of the items' part, groups - 1, each by its weight. One seed alone says nothing about seeds.
+        """
+        n_seeds, n_items = n_seeds or self.n_seeds, n_items or self.n_items
+        by_items = self.items / n_items
+        by_seeds = (self.seeds + self.residual / n_items) / n_seeds if n_seeds > 1 else self.residual / n_items
+        groups = max(2.0, self.n_groups * n_items / self.n_items)
+        weights = by_items**2 / (groups - 1)
+        if n_seeds > 1:
+            weights += by_seeds**2 / ((n_seeds - 1) * self.contrasts)
+        variance = by_items + by_seeds
+        return variance, variance**2 / weights if weights else 1.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the strategies of a comparison say together about the difference of any two of them.
+
+    Attributes:
+        compared: number of strategies; their pairs share one error rate.
+        seed_variance: of a pair's difference between seeds, over all strategies; 0 where it cannot be known.
+    """
+
+    compared: int = 2
+    seed_variance: float = 0.0
+
+    @property
+    def contrasts(self) -> int:
+        """Independent estimates of ``seed_variance`` that each pair of seeds gives."""
+        return self.compared - 1 if self.seed_variance else 1
 
 
 @dataclass(frozen=True)
@@ -111,65 +179,132 @@ def seed_scores(runs: pd.DataFrame, predictions: Mapping[str, pd.DataFrame], *, 
     return SeedScores(accuracies, correct, groups if grouped else None, len(correct), fixed)
 
 
-def bootstrap_mean(
-    values: np.ndarray,
-    groups: np.ndarray | None = None,
-    *,
-    confidence: float = 0.95,
-    n_resamples: int = _RESAMPLES,
-    seed: int = 0,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
-) -> Interval:
-    """Percentile interval of the mean of ``values`` over seeds and test items, both resampled.
+_PAIR = Pool()
 
-    Each resample draws items (whole groups, if given) and, independently, seeds, with replacement: the crossed
-    two-level bootstrap of McCullagh (2000), "Resampling and exchangeable arrays", and Owen (2007), "The pigeonhole
-    bootstrap", which is mildly conservative; for hierarchical resampling and percentile limits in general see Davison &
-    Hinkley (1997), section 3.8, and Efron & Tibshirani (1993), chapter 13. Resampled seeds vary too little by a
-    factor of (n - 1) / n, and n is small here: their deviations are scaled by sqrt(n / (n - 1)). Even so, with
-    three seeds the spread between seeds is itself known only roughly. With one seed the interval speaks of the
-    test items alone.
+
+def crossed_components(values: np.ndarray, groups: np.ndarray | None = None) -> Components:
+    """Variance components of the mean of ``values`` over crossed seeds and test items, both random.
+
+    The model is that of studies in which several readers judge the same cases: Obuchowski & Rockette (1995),
+    Communications in Statistics 24(2), with Hillis' (2007, Statistics in Medicine 26:596) degrees of freedom; Gallas,
+    Pennello & Myers (2007), JOSA A 24(12):B70, for binary outcomes; Obuchowski (1997), Biometrics 53:567, for items in
+    groups. The covariance of the seeds' means over items (or groups) has the items' part off its diagonal, and residual
+    on it; what the seeds' means vary beyond the residual is the seeds' part. A part that comes out negative is zero.
+
+    McNemar's test, or resampling items, takes the seeds for the only ones there are; permuting the signs of three seeds
+    has no p-value below 0.25; percentile limits of a bootstrap over seeds and items cover too rarely when a few
+    seeds differ, because three seeds say little about their own spread (``benchmarks/simulation.py`` measures it).
+
+    One pair of items that disagree is added, 1 / items^2 in the variance, after Agresti & Min (2005), Statistics in
+    Medicine 24:729: strategies that agree on every item of a small split are not certain to agree elsewhere.
 
     Args:
         values: (items, seeds): correctness as 0 and 1, or differences of correctness.
-        groups: (items,) labels of what is drawn together; ``None`` draws single items.
-        confidence: e.g. 0.95.
-        n_resamples: number of resamples.
-        seed: of the random generator; equal input gives equal limits.
-        bounds: what a mean can be; scaled deviations may pass them.
+        groups: (items,) labels of items that belong together, or ``None``.
 
     Raises:
-        ConfigError: ``confidence`` is not between 0 and 1.
         ValueError: ``values`` has no item or no seed.
     """
-    _check(confidence)
     values = np.asarray(values, dtype=float)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"values must be (items, seeds) and not empty, got shape {values.shape}")
-    n_seeds = values.shape[1]
-    rows = np.column_stack([values, np.ones(len(values))])  # sums over each seed, and the number of items
+    n_items, n_seeds = values.shape
+    means = values.mean(axis=0)
+    parts = (values - means) / n_items  # what each item (or group) adds to the seeds' means, (units, seeds)
     if groups is not None:
         _, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-        totals = np.zeros((member.max() + 1, n_seeds + 1))
-        np.add.at(totals, member, rows)
-        rows = totals
-    # Items with equal outcomes are interchangeable: drawing how often each outcome occurs is the same bootstrap.
-    n_units = len(rows)
-    rows, multiplicity = np.unique(rows, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    means = np.empty((n_resamples, n_seeds))
-    block = max(1, _MOST_CELLS // len(rows))
-    for start in range(0, n_resamples, block):
-        stop = min(n_resamples, start + block)
-        drawn = rng.multinomial(n_units, multiplicity / n_units, size=stop - start) @ rows
-        means[start:stop] = drawn[:, :-1] / drawn[:, -1:]
-    resampled = means.mean(axis=1)
-    if n_seeds > 1:
-        share = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_resamples) / n_seeds
-        deviation = (share * means).sum(axis=1) - resampled
-        resampled = resampled + math.sqrt(n_seeds / (n_seeds - 1)) * deviation
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]).clip(*bounds)
-    return Interval(float(values.mean()), float(low), float(high), METHOD_BOOTSTRAP)
+        parts = np.zeros((member.max() + 1, n_seeds))
+        np.add.at(parts, member, (values - means) / n_items)
+    n_groups = len(parts)
+    covariance = parts.T @ parts * n_groups / max(1, n_groups - 1)
+    own = float(np.trace(covariance)) / n_seeds
+    shared = own if n_seeds == 1 else (float(covariance.sum()) / n_seeds - own) / (n_seeds - 1)
+    shared = max(0.0, shared)
+    residual = max(0.0, own - shared)
+    between = float(means.var(ddof=1)) if n_seeds > 1 else 0.0
+    return Components(
+        seeds=max(0.0, between - residual),
+        items=(shared + 1 / n_items**2) * n_items,
+        residual=residual * n_items,
+        n_seeds=n_seeds,
+        n_items=n_items,
+        n_groups=n_groups,
+    )
+
+
+def pool(scores: Mapping[str, SeedScores]) -> Pool:
+    """Pool the spread between seeds over all strategies of a comparison, floors left out.
+
+    It is twice the mean square of strategy by seed in the two-way analysis of variance (Obuchowski & Rockette 1995),
+    over the seeds that all strategies have. Of three seeds alone a pair has two degrees of freedom, and pairs whose
+    seeds happen to agree would pass for certain. A pair's own spread is used where it is larger: strategies differ.
+    """
+    tested = [score.accuracies for score in scores.values() if not score.fixed and not score.accuracies.empty]
+    if len(tested) < 2:
+        return Pool()
+    table = pd.concat(tested, axis=1, join="inner").to_numpy()
+    if len(table) < 2:
+        return Pool(len(tested))
+    residual = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    degrees = (len(table) - 1) * (len(tested) - 1)
+    return Pool(len(tested), 2 * float((residual**2).sum()) / degrees)
+
+
+@lru_cache(maxsize=1024)
+def critical_value(confidence: float, compared: int, degrees: float) -> float:
+    """Standard errors on either side of a difference, so that all pairs of ``compared`` strategies hold at once.
+
+    Quantile of the studentized range over the square root of 2; for two strategies Student's t. With pairs that have a
+    variance and degrees of freedom of their own it is the procedure of Games & Howell (1976), Journal of Educational
+    Statistics 1:113. All pairs count, although a report shows those with the best strategy, because
+    the scores decide which one is the best.
+
+    Args:
+        confidence: e.g. 0.95, for all pairs together.
+        compared: number of strategies, from 2.
+        degrees: of freedom.
+    """
+    from scipy.optimize import brentq
+
+    single = float(stats.t.ppf((1 + confidence) / 2, degrees))
+    if compared <= 2:
+        return single
+    pairs = compared * (compared - 1) / 2
+    most = float(stats.t.isf((1 - confidence) / 2 / pairs, degrees))  # Bonferroni's is wider
+    # A root search is several times faster than `studentized_range.ppf`.
+    found: float = brentq(
+        lambda q: stats.studentized_range.sf(math.sqrt(2) * q, compared, degrees) - (1 - confidence),
+        single,
+        most,
+        xtol=1e-3,
+    )
+    return found
+
+
+def _p_value(mean: float, error: float, compared: int, degrees: float) -> float:
+    """Of the test that :func:`critical_value` makes an interval of; no error at all is certain."""
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    statistic = abs(mean) / error
+    if compared <= 2:
+        return float(2 * stats.t.sf(statistic, degrees))
+    return float(stats.studentized_range.sf(math.sqrt(2) * statistic, compared, degrees))
+
+
+def _around(mean: float, error: float, degrees: float, method: str, confidence: float, compared: int) -> Interval:
+    """Interval of a difference with its p-value, within -1 and 1."""
+    degrees = rounded_degrees(degrees)
+    reach = critical_value(confidence, compared, degrees) * error
+    p_value = _p_value(mean, error, compared, degrees)
+    return Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach), method, p_value)
+
+
+def rounded_degrees(degrees: float) -> float:
+    """Degrees of freedom, their inverse up to the next half percent: quantiles take a while, and this many are enough.
+
+    Quantiles are nearly linear in the inverse. Between 1 and 200; the quantile of 200 is half a percent above the last.
+    """
+    return 200 / math.ceil(max(1.0, 200 / max(1.0, degrees)) - 1e-9)
 
 
 def t_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
@@ -201,12 +336,15 @@ def wilson_interval(accuracy: float, n_items: int, *, confidence: float = 0.95) 
     return Interval(accuracy, float(bounds.low), float(bounds.high), METHOD_SCORE)
 
 
-def accuracy_interval(scores: SeedScores, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+def accuracy_interval(scores: SeedScores, *, confidence: float = 0.95) -> Interval:
     """Mean test accuracy with the best interval that the logged scores allow.
 
-    With predictions: the bootstrap over seeds and items. Without: Student's t over seeds; with one seed (or seeds that
-    all agree) Wilson's interval over the test items. Wilson's as well when every prediction is right, or every one
-    wrong, because resampling cannot then see any uncertainty. With nothing at all: NaN and method ``none``.
+    With predictions: over seeds and items (:func:`crossed_components`), as Wilson's interval of so many items as would
+    give the same variance, with Student's quantile (Franco et al. 2019, Journal of Survey Statistics and Methodology
+    7:334, find it the best of those for proportions of complex samples); it stays between 0 and 1. Without: Student's
+    t over seeds; with one seed (or seeds that all agree) Wilson's interval over the test items. Wilson's as
+    well when every prediction is right, or every one wrong. With nothing at all: NaN and method ``none``. An accuracy
+    stands for itself: its interval is not corrected for the number of strategies.
 
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
@@ -217,8 +355,9 @@ def accuracy_interval(scores: SeedScores, *, confidence: float = 0.95, seed: int
     mean = float(scores.accuracies.mean())
     if scores.correct is not None and 0.0 < mean < 1.0:
         groups = None if scores.groups is None else scores.groups.to_numpy()
-        found = bootstrap_mean(scores.correct.to_numpy(), groups, confidence=confidence, seed=seed, bounds=(0, 1))
-        return Interval(mean, found.low, found.high, found.method)
+        variance, degrees = crossed_components(scores.correct.to_numpy(), groups).variance()
+        low, high = _wilson(mean, mean * (1 - mean) / variance, critical_value(confidence, 2, degrees))
+        return Interval(mean, low, high, METHOD_CROSSED)
     over_seeds = t_interval(scores.accuracies.to_numpy(), confidence=confidence)
     if over_seeds.method != METHOD_NONE:
         return Interval(mean, max(0.0, over_seeds.low), min(1.0, over_seeds.high), METHOD_T)
@@ -227,13 +366,28 @@ def accuracy_interval(scores: SeedScores, *, confidence: float = 0.95, seed: int
     return over_seeds
 
 
-def paired_difference(first: SeedScores, second: SeedScores, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+def _wilson(mean: float, n_items: float, quantile: float) -> tuple[float, float]:
+    """Wilson's limits for any number of items and any quantile; scipy's are for whole counts and the normal one."""
+    square = quantile**2
+    middle = (mean + square / (2 * n_items)) / (1 + square / n_items)
+    reach = quantile / (1 + square / n_items) * math.sqrt(mean * (1 - mean) / n_items + square / (4 * n_items**2))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def paired_difference(
+    first: SeedScores, second: SeedScores, *, confidence: float = 0.95, pool: Pool = _PAIR
+) -> Interval:
     """Accuracy of ``first`` minus that of ``second``, paired by seed and test item; ``.tie`` says if 0 is inside.
 
-    With predictions on both sides: the bootstrap over common seeds and common items. Otherwise a paired t interval over
-    at least two common seeds; otherwise Newcombe's (1998, method 10) score interval for two independent proportions,
-    which is wide because it cannot pair; otherwise no bounds and no verdict. The limits are for this one pair: they
-    are not corrected for the number of pairs looked at.
+    With predictions on both sides: a t interval over common seeds and common items (:func:`crossed_components`).
+    Otherwise a paired t interval over at least two common seeds; otherwise Newcombe's (1998, method 10) score interval
+    for two independent proportions, which is wide because it cannot pair; otherwise no bounds and no verdict.
+
+    Args:
+        first: one strategy.
+        second: the other one, or a floor.
+        confidence: that the intervals of all pairs hold.
+        pool: of all strategies that are compared with each other (:func:`pool`); by default these two alone.
 
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
@@ -241,34 +395,82 @@ def paired_difference(first: SeedScores, second: SeedScores, *, confidence: floa
     _check(confidence)
     if first.accuracies.empty or second.accuracies.empty:
         return Interval(math.nan, math.nan, math.nan, METHOD_NONE)
-    if first.fixed and not second.fixed:
-        found = paired_difference(second, first, confidence=confidence, seed=seed)
-        return Interval(-found.mean, -found.high, -found.low, found.method)
-    if second.fixed:
-        seeds = first.accuracies.index
-        other = pd.Series(float(second.accuracies.iloc[0]), index=seeds)
-    else:
-        seeds = first.accuracies.index.intersection(second.accuracies.index)
-        other = second.accuracies.reindex(seeds)
-    if first.correct is not None and second.correct is not None and len(seeds):
-        items = first.correct.index.intersection(second.correct.index)
-        if len(items):
-            left = first.correct.loc[items, list(seeds)].to_numpy()
-            right = second.correct.loc[items].to_numpy() if second.fixed else second.correct.loc[items, list(seeds)]
-            groups = None if first.groups is None else first.groups.reindex(items).to_numpy()
-            return bootstrap_mean(left - np.asarray(right), groups, confidence=confidence, seed=seed, bounds=(-1, 1))
-    differences = first.accuracies.reindex(seeds) - other
-    paired = t_interval(differences.to_numpy(), confidence=confidence)
-    if paired.method != METHOD_NONE:
-        return paired
+    components = difference_components(first, second, pool)
+    if components is not None:
+        paired = _paired(first, second)
+        mean = float((_seed_differences(first, second) if paired is None else paired[0]).mean())
+        variance, degrees = components.variance()
+        method = METHOD_T if paired is None else METHOD_CROSSED
+        return _around(mean, math.sqrt(variance), degrees, method, confidence, pool.compared)
     mean = float(first.accuracies.mean() - second.accuracies.mean())
     if not first.test_size or not second.test_size:
         return Interval(mean, math.nan, math.nan, METHOD_NONE)
-    a = wilson_interval(float(first.accuracies.mean()), first.test_size, confidence=confidence)
-    b = wilson_interval(float(second.accuracies.mean()), second.test_size, confidence=confidence)
+    alone = 1 - 2 * float(stats.norm.sf(critical_value(confidence, pool.compared, rounded_degrees(math.inf))))
+    a = wilson_interval(float(first.accuracies.mean()), first.test_size, confidence=alone)
+    b = wilson_interval(float(second.accuracies.mean()), second.test_size, confidence=alone)
     low = mean - math.hypot(a.mean - a.low, b.high - b.mean)
     high = mean + math.hypot(a.high - a.mean, b.mean - b.low)
     return Interval(mean, low, high, METHOD_SCORE)
+
+
+def difference_components(first: SeedScores, second: SeedScores, pool: Pool = _PAIR) -> Components | None:
+    """Variance components of the paired difference of two strategies.
+
+    Without predictions, those of the seeds alone; ``None`` where there are less than two seeds in common, or
+    their differences do not vary.
+
+    Args:
+        first: one strategy.
+        second: the other one, or a floor.
+        pool: of all strategies that are compared.
+    """
+    paired = _paired(first, second)
+    if paired is not None:
+        found = crossed_components(*paired)
+    else:
+        differences = _seed_differences(first, second)
+        if differences.size < 2 or np.ptp(differences) == 0:
+            return None
+        n_items = first.test_size or second.test_size or 1
+        found = Components(float(differences.var(ddof=1)), 0.0, 0.0, differences.size, n_items, n_items)
+    if found.n_seeds == 1:
+        return found
+    pooled = max(0.0, pool.seed_variance - found.residual / found.n_items)
+    return replace(found, seeds=max(found.seeds, pooled), contrasts=pool.contrasts)
+
+
+def _paired(first: SeedScores, second: SeedScores) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Differences of correctness, (common items, common seeds), and the items' groups, where predictions allow it."""
+    seeds = _common_seeds(first, second)
+    if first.correct is None or second.correct is None or not seeds:
+        return None
+    items = first.correct.index.intersection(second.correct.index)
+    if not len(items):
+        return None
+    left, right = (
+        # One column of a floor is held against every seed.
+        side.correct.loc[items].to_numpy() if side.fixed else side.correct.loc[items, seeds].to_numpy()
+        for side in (first, second)
+        if side.correct is not None
+    )
+    groups = first.groups if first.groups is not None else second.groups
+    return left - right, None if groups is None else groups.reindex(items).to_numpy()
+
+
+def _seed_differences(first: SeedScores, second: SeedScores) -> np.ndarray:
+    """Differences of accuracy, one for each common seed."""
+    seeds = _common_seeds(first, second)
+    left, right = (
+        np.full(len(seeds), float(side.accuracies.iloc[0])) if side.fixed else side.accuracies.loc[seeds].to_numpy()
+        for side in (first, second)
+    )
+    return np.asarray(left - right)
+
+
+def _common_seeds(first: SeedScores, second: SeedScores) -> list[int]:
+    if first.fixed or second.fixed:
+        return list((second if first.fixed else first).accuracies.index)
+    return list(first.accuracies.index.intersection(second.accuracies.index))
 
 
 def _check(confidence: float) -> None:

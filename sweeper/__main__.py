@@ -31,7 +31,8 @@ COMMANDS = {
     "sweep": "one study, its finals and its comparison's report (the default)",
     "compare": "a study for each of strategy=a,b,c, or all (default: the experiment's, else frozen,lora,partial,full), "
     "and one report",
-    "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest)",
+    "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest; several, as "
+    "a,b,c or all, give one summary)",
 }
 #: What ``compare`` runs where nothing names strategies: the steps from the head alone to everything.
 COMPARED = ("frozen", "lora", "partial", "full")
@@ -46,6 +47,8 @@ def main() -> None:
     try:
         command, arguments = _split(sys.argv[1:])
         flags, overrides, extra_dir = _parse(arguments)
+        if command == "report":
+            overrides = [_listed(item) for item in overrides]
         if any(flag in _HELP for flag in flags):
             print(_help(config_folders(config_dir(), extra_dir)))
             return
@@ -119,6 +122,12 @@ def _parse(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
         else:
             overrides.append(argument)
     return flags, overrides, extra_dir
+
+
+def _listed(override: str) -> str:
+    """``report.comparison=a,b`` as the list that it means; to Hydra it is a choice to sweep over."""
+    key, _, value = override.partition("=")
+    return f"{key}=[{value}]" if key == "report.comparison" and "," in value and value[0] not in "['\"" else override
 
 
 def _without_strategy(overrides: list[str]) -> list[str]:

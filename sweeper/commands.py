@@ -80,16 +80,28 @@ def _with_train_size(config: Config, size: int) -> Config:
 
 
 def report(config: Config) -> None:
-    """Rebuild the report of ``report.comparison``, a comparison or a curve over train sizes, from MLflow alone.
+    """Rebuild a report from MLflow alone: of a comparison, of a curve over train sizes, or of several in one summary.
 
     Raises:
-        ConfigError: there is no such comparison.
+        ThawlineError: the store cannot be read, or there is no such comparison.
     """
-    name = config.report.comparison
+    names = _names(config.report.comparison)
+    if len(names) > 1 or names == [reports.ALL]:
+        _print_summary(_build_summary(config, names), config, Console())
+        return
+    name = names[0] if names else None
     if name is not None and reports.is_curve(_tracking_uri(config), name):
         _print_size_report(_build_size_report(config, name), config, Console())
         return
-    _print_report(_build_report(config, config.report.comparison), config, Console())
+    _print_report(_build_report(config, name), config, Console())
+
+
+def _names(comparison: Any) -> list[str]:
+    """``report.comparison`` as names: one, several in a list, or none for the newest."""
+    if comparison is None:
+        return []
+    given = [comparison] if isinstance(comparison, str | int) else comparison
+    return list(dict.fromkeys(str(name) for name in given))
 
 
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
@@ -98,6 +110,7 @@ def _build_report(config: Config, comparison: str | None) -> reports.Report:
         reports_dir=Path(config.output_dir) / "reports",
         comparison=comparison,
         confidence=config.report.confidence,
+        rule=_rule(config),
     )
 
 
@@ -107,7 +120,36 @@ def _build_size_report(config: Config, curve: str) -> reports.Report:
         reports_dir=Path(config.output_dir) / "reports",
         curve=curve,
         confidence=config.report.confidence,
+        rule=_rule(config),
     )
+
+
+def _rule(config: Config) -> reports.Rule:
+    given = config.report
+    return reports.Rule(given.delta, given.max_trainable_params, given.max_train_seconds, given.max_memory_mb)
+
+
+def _build_summary(config: Config, names: Sequence[str]) -> reports.Report:
+    return reports.build_summary(
+        _tracking_uri(config),
+        reports_dir=Path(config.output_dir) / "reports",
+        comparisons=names,
+        confidence=config.report.confidence,
+        rule=_rule(config),
+    )
+
+
+def _print_summary(report: reports.Report, config: Config, console: Console) -> None:
+    console.print(f"\n[bold]{report.comparison}[/bold], ranks on the test splits", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("strategy", "mean rank", "wins", "ties", "losses", "chosen", "comparisons"):
+        table.add_column(column, justify="left" if column == "strategy" else "right", overflow="fold", min_width=4)
+    for row in report.table.to_dict("records"):
+        rank = "" if math.isnan(row["mean_rank"]) else f"{row['mean_rank']:.2f}"
+        counts = (str(row[column]) for column in ("wins", "ties", "losses", "chosen", "comparisons"))
+        table.add_row(str(row["strategy"]).replace("+", "\n+"), rank, *counts)
+    console.print(table)
+    _print_files(report, config, console)
 
 
 def _print_size_report(report: reports.Report, config: Config, console: Console) -> None:
@@ -122,9 +164,27 @@ def _print_size_report(report: reports.Report, config: Config, console: Console)
         shown = floor_name(name, short=True) if kind == "floor" else str(name).replace("+", "\n+")
         table.add_row(shown, *(_accuracy(cells[size]) if size in cells else "" for size in sizes))
     console.print(table)
+    _print_files(report, config, console)
+
+
+def _print_files(report: reports.Report, config: Config, console: Console) -> None:
+    """The answer and where it was written; what was written is logged to MLflow, where that is possible."""
+    from sweeper.tracking import log_report
+
     console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
+    if report.warnings:
+        console.print(f"Warnings:  {len(report.warnings)}, at the top of the report", highlight=False, soft_wrap=True)
+    pages = [path for path in report.files if path.suffix in (".md", ".html", ".json")]
+    others = [path.name for path in report.files if path not in pages]
+    for i, path in enumerate(pages):
+        console.print(f"{'' if i else 'Report:':<10} {path}", highlight=False, markup=False, soft_wrap=True)
+    if others:
+        console.print(f"{'':<10} beside it: {', '.join(others)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+    try:
+        log_report(_tracking_uri(config), report.run_id, report.files)
+    except StudyError as error:
+        console.print(f"Warning: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
@@ -141,13 +201,9 @@ def _print_report(report: reports.Report, config: Config, console: Console) -> N
     for row in report.table.to_dict("records"):
         table.add_row(*_row(row))
     console.print(table)
-    console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
     if shifted := _shifted(report.table):
         console.print(f"Shifted:   {shifted}", highlight=False, markup=False, soft_wrap=True)
-    if report.warnings:
-        console.print(f"Warnings:  {len(report.warnings)}, at the top of the report", highlight=False, soft_wrap=True)
-    console.print(f"Report:    {report.path}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+    _print_files(report, config, console)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from sqlalchemy.exc import SQLAlchemyError
 
-from strategies import NotApplicable
+from strategies import Frozen, NotApplicable
 from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
 from sweeper.errors import ConfigError, StudyError
 from sweeper.interruption import Interrupted
-from sweeper.models.pretrained import timm_repository
+from sweeper.models.pretrained import Pretrained, timm_repository
 from sweeper.models.zero_shot import check_zero_shot
 from sweeper.objective import Task
 from sweeper.ownership import Owner
@@ -39,7 +39,7 @@ from sweeper.training.fit import TrainerSettings
 from sweeper.training.precision import resolve_precision
 from sweeper.training.state_store import StateStore
 
-__all__ = ["Outcome", "Prepared", "prepare_comparisons", "run_comparison"]
+__all__ = ["Outcome", "Prepared", "boundary_cuts", "prepare_comparisons", "run_comparison"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def _prepare(configs: Sequence[Config], command: str, console: Console, skip_ina
         console.print(f"[yellow]left out:[/yellow] {message}", highlight=False)
     kept = [index for index in range(len(configs)) if index not in misfits]
     plans = [make_plan(configs[index], specs[index], task, command) for index in kept]
+    if task.cache is not None:
+        task.cache.expect(boundary_cuts([plan.spec for plan in plans], task.pretrained))
     return Prepared([configs[index] for index in kept], plans, task, prompting)
 
 
@@ -238,6 +240,26 @@ def _load(config: Config, console: Console) -> Task:
     for warning in task.summary["warnings"]:
         console.print(f"[yellow]data:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     return task
+
+
+def boundary_cuts(specs: Sequence[StrategySpec], pretrained: Pretrained) -> list[str]:
+    """Where the trials will cut the model, as far as the configurations tell: the first module above each boundary."""
+    layout = pretrained.layout
+    found = set()
+    for spec in specs:
+        for configuration in spec.values_of("num_blocks"):
+            strategy, _ = spec.build(configuration)
+            number = getattr(strategy, "num_blocks", None)
+            for stage in strategy.stages(layout):
+                if isinstance(strategy, Frozen):
+                    parts: tuple[str, ...] = layout.head
+                elif stage.parts is not None:
+                    parts = stage.parts
+                else:
+                    parts = layout.last_blocks(number if isinstance(number, int) else None)
+                found.add(next((block for block in layout.blocks if block in parts), "head"))
+    modules = dict(pretrained.model.named_modules())
+    return sorted(name for name in found if name in modules and name != layout.blocks[0])
 
 
 def _store(config: Config) -> StateStore | None:

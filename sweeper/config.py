@@ -188,10 +188,16 @@ class TrackingConfig:
 
 @dataclass
 class ReportConfig:
-    """The markdown report."""
+    """The markdown report, and what it may choose."""
 
-    comparison: str | None = None  # make report: which one; null = the newest
+    # make report: a comparison or a curve over train sizes; several, or all, for one summary; null = the newest
+    comparison: Any = None
     confidence: float = 0.95  # of every interval
+    delta: float = 0.01  # of accuracy: what more parameters are not worth; 0.01 is one point
+    max_trainable_params: int | None = None  # budgets: what exceeds one is not chosen; null = none
+    max_train_seconds: float | None = None  # of one training run
+    max_memory_mb: float | None = None  # peak of one training run
+    constrain_search: bool = False  # true = the search keeps to the budgets too, in studies of their own
 
 
 @dataclass
@@ -254,6 +260,7 @@ def check(config: Config) -> list[str]:
             problems.append(f"{group}{'.' if group else ''}{key}={value}: {near_matches(str(value), allowed)}")
     if config.study.direction == natural_direction(config.study.metric, opposite=True):
         problems.append(f"study.direction={config.study.direction}: the wrong way for {config.study.metric}")
+    problems += _check_comparison(config.report.comparison)
     sizes = config.dataset.train_sizes
     if sizes is not None and (not sizes or any(size < 2 for size in sizes) or sorted(set(sizes)) != list(sizes)):
         problems.append(f"dataset.train_sizes={sizes}: must be different numbers from 2, the smallest first, or null")
@@ -282,7 +289,20 @@ def check(config: Config) -> list[str]:
             f"domain_pretrain.epochs={config.domain_pretrain.epochs}: it trains on text, and model={config.model.name} "
             f"takes {config.model.modality}; allowed is 0"
         )
+    budgets = (config.report.max_trainable_params, config.report.max_train_seconds, config.report.max_memory_mb)
+    if config.report.constrain_search and not any(budgets):
+        problems.append(
+            "report.constrain_search=true: there is no budget to keep to; give report.max_trainable_params, "
+            "report.max_train_seconds or report.max_memory_mb"
+        )
     return problems + _check_prompting(config.reference.prompting, config.dataset.modality)
+
+
+def _check_comparison(given: Any) -> list[str]:
+    names = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if given is None or (names and all(isinstance(name, str | int) and str(name).strip() for name in names)):
+        return []
+    return [f"report.comparison={given}: must be a name, names as [a,b], or all; null is the newest"]
 
 
 def _check_prompting(prompting: PromptingConfig, modality: str) -> list[str]:
@@ -415,12 +435,16 @@ _POSITIVE = (
     ("trainer", "max_grad_norm"),
     ("cache", "max_gb"),
     ("domain_pretrain", "learning_rate"),
+    ("report", "max_trainable_params"),
+    ("report", "max_train_seconds"),
+    ("report", "max_memory_mb"),
     ("reference.prompting", "timeout"),
 )
 _INTERVALS = (
     ("trainer", "warmup_ratio", 0, 1),
     ("study", "max_failure_rate", 0, 1),
     ("report", "confidence", 0.5, 1),
+    ("report", "delta", 0, 1),
     ("pseudo_label", "threshold", 0, 1),
     ("domain_pretrain", "mask_probability", 0.01, 1),
 )

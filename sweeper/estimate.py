@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
@@ -15,11 +17,13 @@ from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.training.domain_pretrain import DomainPretraining, pretrain_language_model
 from sweeper.training.fit import EVAL_BATCH_SIZE, stage_epochs
 from sweeper.training.pseudo_label import PseudoLabelling
+from sweeper.training.state_store import StateStore
 
 __all__ = ["Estimate", "estimate", "estimate_pretraining"]
 
 TIMED_STEPS = 6
 WARM_UP_STEPS = 2
+_MOST_STATES = 1 << 30  # bytes, of the few examples
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ def estimate(
 ) -> Estimate:
     """Train a few steps of the largest configuration, on examples of every length, and multiply.
 
+    With recorded states, the examples' own are recorded for it, and recording all of them is counted once.
+
     Args:
         task: model and data.
         spec: the strategy and its space.
@@ -59,9 +65,17 @@ def estimate(
     validation = _spread(task.validation, EVAL_BATCH_SIZE * 2)
     settings = replace(task.settings, epochs=len(stages), early_stopping_patience=0)
     marks: list[float] = []
-    replace(task, settings=settings, train=train, validation=validation).run(
-        spec, timed, seed=0, on_step=lambda: marks.append(time.perf_counter())
-    )
+    recording = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        few = replace(task, settings=settings, train=train, validation=validation, cache=None)
+        if task.cache is not None:
+            cache = task.cache.within(StateStore(Path(folder), _MOST_STATES))
+            few = replace(few, train=replace(train, key="train"), validation=replace(validation, key="validation"))
+            few = replace(few, cache=cache)
+            few.run(spec, timed, seed=0)
+            whole = [task.train, task.validation, *([task.test] if final_seeds else [])]
+            recording = cache.recording_seconds * _tokens(*whole) / _tokens(train, validation)
+        few.run(spec, timed, seed=0, on_step=lambda: marks.append(time.perf_counter()))
     train_steps = math.ceil(len(train) / batch)
     evaluation_step = math.inf
     train_step = 0.0  # of all epochs of one run
@@ -85,7 +99,7 @@ def estimate(
     return Estimate(
         (trainable[0], trainable[1]),
         int(high[schema.TOTAL_PARAMS]),
-        runs * run + final_seeds * test,
+        recording + runs * run + final_seeds * test,
     )
 
 
@@ -105,6 +119,10 @@ def estimate_pretraining(task: Task, settings: DomainPretraining) -> float:
     steps = [after - before for before, after in itertools.pairwise(marks)]
     step = statistics.median(steps[WARM_UP_STEPS:] or steps or [done.seconds])
     return settings.epochs * step * math.ceil(len(examples) / settings.batch_size)
+
+
+def _tokens(*splits: EncodedSplit) -> int:
+    return sum(int(split.lengths.sum()) for split in splits)
 
 
 def _spread(split: EncodedSplit, size: int) -> EncodedSplit:

@@ -67,6 +67,7 @@ class Plan:
         final_seeds: number of finals.
         drift: whether finals are asked how far their features moved from the pretrained ones.
         max_failure_rate: share of failed trials above which the study stops.
+        budgets: metric -> the most that a configuration may take to win; empty unless they constrain the search.
         tags: for each of its MLflow runs.
         params: likewise.
         study_tags: for its parent run: command, revision, fingerprint.
@@ -91,6 +92,7 @@ class Plan:
     final_seeds: int
     drift: bool
     max_failure_rate: float
+    budgets: Mapping[str, float]
     tags: Mapping[str, str]
     params: Mapping[str, Any]
     study_tags: Mapping[str, str]
@@ -115,6 +117,9 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     study = measured.pop("study")
     measured["study"] = {key: study[key] for key in ("seed", "sampler", "pruner", "metric")}
     measured["training"] = TRAINING_VERSION
+    budgets = _budgets(config)
+    if budgets:  # else a report chooses by them, and measures nothing else
+        measured["budgets"] = budgets
     measured["data"] = dataset.fingerprint
     measured["weights"] = task.pretrained.fingerprint
     measured["trainer"]["precision"] = task.settings.precision
@@ -183,6 +188,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         final_seeds=config.final.seeds,
         drift=config.final.drift,
         max_failure_rate=config.study.max_failure_rate,
+        budgets=budgets,
         tags=tags,
         params=params,
         study_tags={
@@ -197,6 +203,18 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
             schema.ARTIFACT_DATA_SUMMARY: json.dumps(task.summary, indent=2),
         },
     )
+
+
+def _budgets(config: Config) -> dict[str, float]:
+    """What constrains the search: metric -> the most of it."""
+    given = {
+        schema.TRAINABLE_PARAMS: config.report.max_trainable_params,
+        schema.TRAIN_SECONDS: config.report.max_train_seconds,
+        schema.PEAK_MEMORY_MB: config.report.max_memory_mb,
+    }
+    if not config.report.constrain_search:
+        return {}
+    return {metric: float(budget) for metric, budget in given.items() if budget is not None}
 
 
 def _but_for_train(shared: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

@@ -159,3 +159,4 @@ ARTIFACT_SEARCH_SPACE: Final = "search_space.json"  # study: {"learning_rate": {
 ARTIFACT_IMPORTANCES: Final = "importances.json"  # study: {"learning_rate": 0.8, ...}, shares of what was searched
 ARTIFACT_PREDICTIONS: Final = "predictions.csv"  # final, floor: item,group,label,prediction,probability
 ARTIFACT_SHIFTED_PREDICTIONS: Final = "shifted_predictions.csv"  # final: the same of the shifted data
+ARTIFACT_REPORT: Final = "report"  # study: folder of the newest report's files, in the newest study of a comparison

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
@@ -64,6 +64,17 @@ class StrategySpec:
             for name, distribution in self.space.items()
         }
         return json.dumps(named, indent=2)
+
+    def values_of(self, field: str) -> list[dict[str, Any]]:
+        """The lowest configuration with every value of one field in turn; that alone where it is not searched."""
+        lowest, distribution = self.corners()[0], self.space.get(field)
+        if isinstance(distribution, CategoricalDistribution):
+            values: Sequence[Any] = distribution.choices
+        elif isinstance(distribution, IntDistribution):
+            values = range(distribution.low, distribution.high + 1, distribution.step)
+        else:
+            return [lowest]
+        return [{**lowest, field: value} for value in values]
 
     def extremes(self) -> list[dict[str, Any]]:
         """Both corners, and the lowest with every choice of every categorical field in turn; each once."""

@@ -7,6 +7,7 @@ final. MLflow mirrors it for people and reports.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -237,7 +238,7 @@ class _StudyRunner:
         seed = derive_seed(self.plan.seed, "trial", trial.user_attrs[_INDEX])
         run_id = self.tracker.start(
             schema.KIND_TRIAL,
-            f"{self.plan.strategy} trial {trial.number}",
+            f"{self.plan.strategy} trial {trial.number:03d}",  # sorted as text
             self.plan.tags,
             {
                 **self.plan.params,
@@ -262,6 +263,17 @@ class _StudyRunner:
             if record.epoch < self.plan.epochs and trial.should_prune():
                 raise optuna.TrialPruned(f"{score:.4f} after epoch {record.epoch}")
 
+        def on_sizes(sizes: dict[str, float]) -> None:
+            self.tracker.log_metrics(run_id, sizes)
+            self._constrain(trial, sizes)
+            budget = self.plan.budgets.get(schema.TRAINABLE_PARAMS, math.inf)
+            if sizes[schema.TRAINABLE_PARAMS] > budget:
+                # Known before training, which is skipped.
+                raise optuna.TrialPruned(
+                    f"{sizes[schema.TRAINABLE_PARAMS]:,.0f} trainable parameters exceed "
+                    f"report.max_trainable_params={budget:.0f}"
+                )
+
         try:
             run = self._train(
                 trial.params,
@@ -269,9 +281,10 @@ class _StudyRunner:
                 run_id=run_id,
                 stop=stop,
                 on_epoch=on_epoch,
-                on_sizes=lambda sizes: self.tracker.log_metrics(run_id, sizes),
+                on_sizes=on_sizes,
             )
             state, value, metrics = schema.STATE_COMPLETE, getattr(run.fit.best, self.plan.metric), run.metrics()
+            self._constrain(trial, metrics)
         except optuna.TrialPruned as pruned:
             state, reason = schema.STATE_PRUNED, str(pruned)
         except Diverged as diverged:
@@ -294,6 +307,12 @@ class _StudyRunner:
             self._tell(trial, state, reason, value, metrics[schema.TRAIN_SECONDS])
             self.tracker.finish(run_id, state, reason=reason)
             self.progress.trial_finished(state, reason, value, self._best_value())
+
+    def _constrain(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        """Tell the sampler how far a trial is beyond each budget, as a share of it; what is not positive fits."""
+        for metric, budget in self.plan.budgets.items():
+            if metric in metrics and metric not in trial.constraints:
+                trial.set_constraint(metric, metrics[metric] / budget - 1)
 
     def _tell(self, trial: Trial, state: str, reason: str, value: float | None, seconds: float) -> None:
         trial.set_user_attr(_STATE, state)
@@ -362,6 +381,11 @@ class _StudyRunner:
     def _finals(self, stop: StopSignal) -> None:
         """Retrain the best configuration with each seed that is missing and score it on the test split."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        beyond = any(value > 0 for trial in self._finished() for value in trial.constraints.values())
+        if beyond and not self._fitting():
+            # No error: that nothing fits is an answer too, and the report gives the reasons.
+            self.progress.note(f"no trial of {self.plan.strategy} completed within the budgets: no finals")
+            return
         if not complete:
             states = Counter(trial.user_attrs.get(_STATE) for trial in self._finished())
             reasons = sorted({str(trial.user_attrs.get(_REASON, "")) for trial in self._finished()} - {""})
@@ -399,7 +423,7 @@ class _StudyRunner:
             tags[schema.TAG_SHIFTED] = shifted
         run_id = self.tracker.start(
             schema.KIND_FINAL,
-            f"{self.plan.strategy} final {seed_index}",
+            f"{self.plan.strategy} final {seed_index:03d}",
             tags,
             {**self.plan.params, **self._values(best.params), schema.PARAM_SEED: seed, schema.PARAM_TRIAL: best.number},
             parent=self.parent,
@@ -506,8 +530,12 @@ class _StudyRunner:
         return totals
 
     def _best_value(self) -> float | None:
+        return self.study.best_value if self._fitting() else None
+
+    def _fitting(self) -> list[FrozenTrial]:
+        """The complete trials that can win: those within the budgets, where these constrain the search."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return self.study.best_value if complete else None
+        return [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
 
     def _shifted(self) -> str | None:
         """Name and fingerprint of the shifted data, where there are."""

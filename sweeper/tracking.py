@@ -25,7 +25,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-__all__ = ["Tracker", "versions"]
+__all__ = ["Tracker", "log_report", "versions"]
 
 _PARAM_LENGTH = 6000  # MLflow refuses longer values
 _BATCH_PARAMS, _BATCH_METRICS = 100, 1000
@@ -181,6 +181,23 @@ class Tracker:
             run_id, metrics=metrics, tags=[RunTag(key, str(value)) for key, value in (tags or {}).items()]
         )
         self._sent = time.monotonic()
+
+
+def log_report(uri: str, run_id: str, files: Iterable[Path]) -> None:
+    """Store the files of a report with a run, in its folder ``report``.
+
+    Raises:
+        StudyError: they cannot be stored, for example because the server is for reading only.
+    """
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        for path in files:
+            client.log_artifact(run_id, str(path), schema.ARTIFACT_REPORT)
+    except Exception as error:  # each store of artifacts raises errors of its own, and a report is written already
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StudyError(
+            f"the report was not logged to MLflow at {uri}: {reason}", "The files named above are complete."
+        ) from error
 
 
 def _quoted(value: str) -> str:

@@ -57,7 +57,7 @@ class EncodedSplit:
         lengths: what an example costs, in tokens; all alike for images; shape (rows,).
         truncated: number of texts that were cut at the maximal length.
         key: changes with what the model reads; empty where that has no name, as in a part of a split.
-        shells: the examples without what recorded states stand for; the examples themselves by default.
+        shells: the examples without what recorded states stand for, read where ``key`` is given.
     """
 
     examples: Sequence[dict[str, Any]]
@@ -78,6 +78,7 @@ class EncodedSplit:
             inputs=[self.inputs[row] for row in rows],
             order=np.arange(len(rows)),
             lengths=self.lengths[list(rows)],
+            shells=Rows(self.shells, rows, labels),
         )
 
     def joined(self, other: EncodedSplit) -> EncodedSplit:

@@ -9,10 +9,13 @@ the input of the first part above, the *cut*. Everything else of the model's own
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -70,13 +73,23 @@ class BoundaryCache:
         self._weights = {**dict(pretrained.model.named_parameters()), **dict(pretrained.model.named_buffers())}
         self._templates: dict[tuple[str, ...], _Templates | None] = {}
         self._agreed: set[tuple[type, str]] = set()
+        self._expected: dict[str, None] = {}
         self._refused: set[str] = set()
         #: Of reading instead of computing, recording deducted; an estimate, from what recording took.
         self.saved_seconds = 0.0
+        self.recording_seconds = 0.0
 
     def of(self, pretrained: Pretrained) -> BoundaryCache:
         """The same for other weights."""
         return BoundaryCache(pretrained, self.encoder, self.precision, self._store)
+
+    def within(self, store: StateStore) -> BoundaryCache:
+        """The same in another folder."""
+        return BoundaryCache(self._pretrained, self.encoder, self.precision, store)
+
+    def expect(self, cuts: Iterable[str]) -> None:
+        """Record the states that enter these modules in the same pass as those that are asked for first."""
+        self._expected |= dict.fromkeys(cuts)
 
     @contextmanager
     def attached(
@@ -120,17 +133,19 @@ class BoundaryCache:
 
     def states(self, cut: str, split: EncodedSplit, on_step: Callable[[], None]) -> States | None:
         """The states that enter the module ``cut``, recorded now where they are not yet; ``None`` = they cannot be."""
-        key = digest(
-            [VERSION, self._pretrained.fingerprint, self._reading, cut, self.precision, split.key, *_versions()], 24
-        )
+        key = self._key(cut, split)
         if (found := self._store.read(key)) is not None or key in self._refused:
             return found
+        keys = {cut: key} | {other: self._key(other, split) for other in self._expected}
         try:
-            with self._store.building(key):
-                if (found := self._store.read(key)) is None:
-                    self._record(cut, split, key, on_step)
-                    found = self._store.read(key)
-                    self.saved_seconds -= 0.0 if found is None else found.seconds
+            with ExitStack() as stack:
+                for each in sorted(keys.values()):  # in one order, so that no two processes wait for each other
+                    stack.enter_context(self._store.building(each))
+                if self._store.read(key) is None:
+                    new = {name: each for name, each in keys.items() if self._store.read(each) is None}
+                    seconds = self._record(new, cut, split, on_step)
+                    self.recording_seconds += seconds
+                    self.saved_seconds -= seconds
         except OSError as error:  # a full or read-only disk: the run goes on, and pays for all of it
             logger.warning("states cannot be recorded, and are computed again and again: %s", error)
         found = self._store.read(key)
@@ -138,32 +153,61 @@ class BoundaryCache:
             self._refused.add(key)
         return found
 
-    def _record(self, cut: str, split: EncodedSplit, key: str, on_step: Callable[[], None]) -> None:
-        """Run the pretrained model up to the cut over a split, short examples first."""
+    def _key(self, cut: str, split: EncodedSplit) -> str:
+        reading = [*self._reading, cut, self.precision, split.key]
+        return digest([VERSION, self._pretrained.fingerprint, reading, *_versions()], 24)
+
+    def _record(self, keys: Mapping[str, str], asked: str, split: EncodedSplit, on_step: Callable[[], None]) -> float:
+        """Run the pretrained model up to the last of several cuts over a split, short examples first.
+
+        Args:
+            keys: cut -> what its states are kept under. All are recorded where they take no more than half of the
+                store, else only those of the cut that was asked for.
+            asked: that cut.
+            split: of which.
+            on_step: called between batches; may raise to end it.
+
+        Returns:
+            The seconds that it took.
+        """
         order = split.lengths.argsort(kind="stable")
         model: Any = self._pretrained.model
         model.to(device()).eval()
+        cuts: Sequence[str] = list(keys)
+        spent = dict.fromkeys(cuts, 0.0)
+        recorded: dict[str, States] = {}
         with ExitStack() as stack:
-            recorded: States | None = None
             for start in range(0, len(order), BATCH):
                 on_step()
                 rows = order[start : start + BATCH].tolist()
                 batch = self._collate(split, rows)
-                states = _capture(model, cut, batch, self.precision)
-                mask = batch.get("attention_mask")
-                per_token = mask is not None and states.shape[:2] == mask.shape
-                if recorded is None:
-                    offsets = np.concatenate([[0], split.lengths.cumsum()]) if per_token else None
-                    shape = (int(offsets[-1]) if offsets is not None else len(split), *states.shape[1 + per_token :])
+                found = _capture(model, cuts, batch, self.precision)
+                if not recorded:
+                    shapes = {cut: _shape(states, batch, split) for cut, (states, _) in found.items()}
                     dtype = DTYPES[self.precision]
-                    if not self._store.fits(int(np.prod(shape)) * dtype.itemsize):
-                        logger.info("states at %s take more than cache.max_gb: not cached", cut)
+                    sizes = {cut: math.prod(shape) * dtype.itemsize for cut, shape in shapes.items()}
+                    if not self._store.fits(2 * sum(sizes.values())):
+                        shapes = {asked: shapes[asked]}
+                    if not self._store.fits(sizes[asked]):
+                        logger.info("states at %s take more than cache.max_gb: not cached", asked)
                         break
-                    recorded = stack.enter_context(self._store.writing(key, shape, dtype, offsets))
-                for place, row in enumerate(rows):
-                    keep = states[place] if mask is None or not per_token else states[place][mask[place].bool()]
-                    recorded[row].copy_(keep)
+                    cuts = list(shapes)
+                    for cut, shape in shapes.items():
+                        per_token = _per_token(found[cut][0], batch)
+                        offsets = np.concatenate([[0], split.lengths.cumsum()]) if per_token else None
+                        seconds = functools.partial(spent.__getitem__, cut)
+                        recorded[cut] = stack.enter_context(
+                            self._store.writing(keys[cut], shape, dtype, offsets, seconds)
+                        )
+                for cut in cuts:
+                    states, seconds_to_it = found[cut]
+                    spent[cut] += seconds_to_it
+                    mask = batch["attention_mask"] if _per_token(states, batch) else None
+                    for place, row in enumerate(rows):
+                        keep = states[place] if mask is None else states[place][mask[place].bool()]
+                        recorded[cut][row].copy_(keep)
         model.to("cpu")
+        return max(spent.values())
 
     def _collate(self, split: EncodedSplit, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         batch = self.encoder.collate([split.examples[row] for row in rows])
@@ -188,7 +232,8 @@ class BoundaryCache:
         batch = self._collate(probe, rows)
         pretrained: Any = self._pretrained.model
         pretrained.to(device()).eval()
-        states = _capture(pretrained, attached.cut, batch, self.precision).to(DTYPES[self.precision])
+        states = _capture(pretrained, [attached.cut], batch, self.precision)[attached.cut][0]
+        states = states.to(DTYPES[self.precision])
         pretrained.to("cpu")
         training = model.training
         model.eval()
@@ -305,26 +350,41 @@ def _transparent(module: nn.Module) -> bool:
 
 
 class _Reached(Exception):
-    """The cut was reached; nothing after it has to be computed."""
+    """The last cut was reached; nothing after it has to be computed."""
 
 
-def _capture(model: nn.Module, cut: str, batch: Batch, precision: str) -> torch.Tensor:
-    """The hidden state that enters a module, for a batch."""
-    found: list[torch.Tensor] = []
+def _capture(
+    model: nn.Module, cuts: Sequence[str], batch: Batch, precision: str
+) -> dict[str, tuple[torch.Tensor, float]]:
+    """The hidden states that enter modules, for a batch, and the seconds that it took to get there."""
+    found: dict[str, tuple[torch.Tensor, float]] = {}
+    started = time.perf_counter()
 
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(_argument(args, kwargs, _hidden(args, kwargs)))
-        raise _Reached
+    def enter(cut: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[cut] = (_argument(args, kwargs, _hidden(args, kwargs)), time.perf_counter() - started)
+        if len(found) == len(cuts):
+            raise _Reached
 
-    handle = model.get_submodule(cut).register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with torch.no_grad(), autocast(precision):
+    with ExitStack() as stack:
+        for cut in cuts:
+            hook = model.get_submodule(cut).register_forward_pre_hook(
+                lambda module, args, kwargs, cut=cut: enter(cut, args, kwargs), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        with contextlib.suppress(_Reached), torch.no_grad(), autocast(precision):
             model(**batch)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
+    return found
+
+
+def _per_token(states: torch.Tensor, batch: Batch) -> bool:
+    return states.ndim == 3 and "attention_mask" in batch and states.shape[:2] == batch["attention_mask"].shape
+
+
+def _shape(states: torch.Tensor, batch: Batch, split: EncodedSplit) -> tuple[int, ...]:
+    """Of what is kept for a whole split, without padding."""
+    if _per_token(states, batch):
+        return (int(split.lengths.sum()), *states.shape[2:])
+    return (len(split), *states.shape[1:])
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str | None:

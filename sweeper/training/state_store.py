@@ -6,9 +6,8 @@ import contextlib
 import json
 import os
 import shutil
-import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ class States:
     Attributes:
         values: shape (tokens of all examples, width) where ``offsets`` are given, else (examples, ...).
         offsets: where each example's tokens begin, and the end of the last; shape (examples + 1,).
-        seconds: what it took to record them.
+        seconds: what it took to compute them.
     """
 
     values: torch.Tensor
@@ -95,9 +94,17 @@ class StateStore:
 
     @contextmanager
     def writing(
-        self, key: str, shape: tuple[int, ...], dtype: torch.dtype, offsets: np.ndarray | None
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        offsets: np.ndarray | None,
+        seconds: Callable[[], float],
     ) -> Iterator[States]:
-        """An entry to be filled; it is there, whole, when the block ends without an error."""
+        """An entry to be filled; it is there, whole, when the block ends without an error.
+
+        ``seconds`` is asked at the end what it took to compute its values.
+        """
         record: dict[str, Any] = {
             "shape": list(shape),
             "dtype": str(dtype).removeprefix("torch."),
@@ -110,9 +117,8 @@ class StateStore:
             values = fresh / _VALUES
             with values.open("wb") as file:
                 file.truncate(record["bytes"])
-            started = time.perf_counter()
             yield _mapped(values, record, writable=True)
-            record["seconds"] = time.perf_counter() - started
+            record["seconds"] = seconds()
             record["crc32"] = _checksum(values)
             (fresh / _RECORD).write_text(json.dumps(record))
 

@@ -124,14 +124,6 @@ def test_pages_are_followed_to_the_end(uri, monkeypatch):
     assert len(reports.load_comparison(uri, KNOWN).runs) == whole == 21
 
 
-@pytest.mark.slow
-def test_more_than_a_thousand_runs_are_complete(recorder):
-    study = recorder.study("c-many", "lora", metrics={schema.N_TRIALS: 1050.0})
-    for number in range(1050):
-        recorder.trial("c-many", study, number)
-    assert len(reports.load_comparison(recorder.uri, "c-many").trials(study)) == 1050
-
-
 def test_unknown_comparison_names_the_near_ones(uri):
     with pytest.raises(ThawlineError, match=r"unknown comparison 'c-knwon': did you mean 'c-known'") as error:
         reports.load_comparison(uri, "c-knwon")

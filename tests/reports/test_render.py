@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import reports
-from reports import render
 from reports.tables import accounting_table, comparison_table, hyperparameters_table
 from sweeper.errors import ConfigError, ThawlineError
 from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE
@@ -28,8 +27,10 @@ def prose(report: reports.Report) -> str:
 
 def test_cheapest_strategy_that_ties_with_the_best_is_chosen(built):
     report = built[KNOWN]
-    assert report.summary.startswith("Choose **lora**: it trains 148 k of 22.7 M parameters (0.65 %)")
-    assert "a tie with the best, full (0.811 [" in report.summary
+    assert report.summary.startswith("Train **lora**: test accuracy 0.810 [0.7")
+    assert "over 3 seeds, with 148 k trainable parameters (0.65 % of 22.7 M)." in report.summary
+    assert "The highest score is that of full, 0.811 [" in report.summary
+    assert "at 150 times the parameters" in report.summary and "frozen costs 5.9 points [" in report.summary
     assert "above the TF-IDF + logistic regression floor, 0.720 [" in report.summary
     assert prose(report).splitlines()[2] == report.summary  # the answer comes right after the title
 
@@ -42,15 +43,17 @@ def test_known_difference_is_shown_and_not_called_a_tie(built):
 
 def test_strategies_of_equal_accuracy_are_ties_and_unequal_budgets_are_said(built):
     report = built[EQUAL]
-    assert "Choose **zero**: it trains 0 of 22.7 M parameters (0 %)" in report.summary
-    assert "tie with the best, prompt" in report.summary and "bitfit was tuned with fewer trials" in report.summary
+    assert report.summary.startswith("Train **zero**: test accuracy 0.80")
+    assert "with 0 trainable parameters (0 % of 22.7 M)" in report.summary
+    assert "The highest score is that of prompt, 0.804" in report.summary
+    assert "bitfit was tuned with fewer trials" in report.summary
     assert "**cut short by timeout**" in prose(report)
 
 
 def test_single_strategy_is_held_against_the_floor(built):
     report = built[SINGLE]
-    assert report.summary.startswith("**lora** trains")
-    assert "reaches a test accuracy of 0.805 [" in report.summary and "That is above the TF-IDF" in report.summary
+    assert report.summary.startswith("Train **lora**: test accuracy 0.805 [")
+    assert "The choice is above the TF-IDF" in report.summary
     assert "against the best" not in prose(report)
     assert "Student's t over seeds" in prose(report)
 
@@ -65,7 +68,7 @@ def test_looks_at_the_test_split_are_counted(built):
 def test_study_of_failures_only_is_still_a_report(built):
     report = built[FAILURES]
     assert report.summary.startswith("Nothing can be chosen yet")
-    assert report.figure is None and "![" not in prose(report)
+    assert not [path for path in report.files if path.suffix == ".svg"] and "![" not in prose(report)
     assert "failed: out of memory (2 times)" in prose(report)
     assert "## Best hyperparameters" not in prose(report) and "## Floors" not in prose(report)
 
@@ -84,9 +87,10 @@ def test_nothing_missing_is_printed_as_a_number_and_no_section_is_empty(built, n
 def test_every_relative_link_leads_to_a_file_of_the_report(built, name):
     report = built[name]
     targets = re.findall(r"\]\(([^)]+)\)", prose(report))
-    assert [report.path.parent / target for target in targets] == ([report.figure] if report.figure else [])
+    figures = [path.name for path in report.files if path.suffix == ".svg"]
+    assert targets == figures
     assert all((report.path.parent / target).stat().st_size > 10_000 for target in targets)
-    assert {p.name for p in report.path.parent.iterdir()} <= {render.REPORT_NAME, render.FIGURE_NAME}  # no leftovers
+    assert {path.name for path in report.path.parent.iterdir()} == {path.name for path in report.files}  # no leftovers
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -116,12 +120,11 @@ def test_same_records_give_the_same_bytes(built, uri, tmp_path):
     again = reports.build_report(uri, reports_dir=tmp_path / "new" / "folder", comparison=KNOWN)
     assert again.path == tmp_path / "new" / "folder" / KNOWN / "report.md"
     assert again.path.read_bytes() == built[KNOWN].path.read_bytes()
-    assert again.figure.read_bytes() == built[KNOWN].figure.read_bytes()
 
 
 def test_failed_writing_leaves_the_old_report_whole(uri, tmp_path, monkeypatch):
-    path = reports.build_report(uri, reports_dir=tmp_path, comparison=KNOWN).path
-    before = path.read_bytes()
+    report = reports.build_report(uri, reports_dir=tmp_path, comparison=KNOWN)
+    before = {path: path.read_bytes() for path in report.files}
 
     def full_disk(self: Path, *args: object, **kwargs: object) -> int:
         self.write_bytes(b"half")
@@ -130,8 +133,7 @@ def test_failed_writing_leaves_the_old_report_whole(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(ThawlineError, match="No space left on device"):
         reports.build_report(uri, reports_dir=tmp_path, comparison=KNOWN)
-    assert path.read_bytes() == before
-    assert sorted(p.name for p in path.parent.iterdir()) == [render.FIGURE_NAME, render.REPORT_NAME]
+    assert {path: path.read_bytes() for path in report.path.parent.iterdir()} == before
 
 
 def test_confidence_reaches_the_report(uri, tmp_path):
@@ -152,7 +154,7 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
         "Splits: 1000 train, 500 validation, 2000 test items.",
         "chosen by `validation_accuracy`",
         "Seeds of the finals: 1000, 1001, 1002, the same for every strategy.",
-        "percentile bootstrap over seeds and test items",
+        "Wilson's, with the variance over seeds and test items",
         "Epoch ceiling: 4.",
         "Pruner: median.",
         "Device: cpu.",

@@ -41,7 +41,7 @@ def test_interval_covers_the_true_accuracy_about_as_often_as_promised():
     truth = 0.5 * (1 + math.erf(1 / math.sqrt(4 + 0.05**2 + 0.7**2) / math.sqrt(2)))
     covered = 0
     for _ in range(100):
-        interval = stats.bootstrap_mean(draw(rng, rng.normal(1, 2, 600), 0.0, 3), n_resamples=500)
+        interval = stats.accuracy_interval(scores(draw(rng, rng.normal(1, 2, 600), 0.0, 3)))
         covered += interval.low <= truth <= interval.high
     assert 88 <= covered <= 100
 
@@ -153,5 +153,36 @@ def test_an_accuracy_stays_between_0_and_1() -> None:
     items = pd.DataFrame(correct)
     scores = stats.SeedScores(items.mean(), items, None, 24, False)
     interval = stats.accuracy_interval(scores)
-    assert interval.high == 1.0
-    assert interval.low < interval.mean < 1
+    assert 0 < interval.low < interval.mean < interval.high < 1
+
+
+def test_more_strategies_widen_intervals_and_p_values_agree_with_ties() -> None:
+    rng = np.random.default_rng(5)
+    easy = rng.normal(1, 2, 400)
+    drawn = {f"s{k}": scores(draw(rng, easy, 0.06 * k, 3)) for k in range(6)}
+    shared = stats.pool(drawn)
+    assert shared.compared == 6 and shared.seed_variance > 0
+    ties = set()
+    for label in list(drawn)[1:]:
+        alone = stats.paired_difference(drawn[label], drawn["s0"])
+        together = stats.paired_difference(drawn[label], drawn["s0"], pool=stats.Pool(compared=6))
+        pooled = stats.paired_difference(drawn[label], drawn["s0"], pool=shared)
+        assert together.low < alone.low < alone.mean < alone.high < together.high
+        assert together.p_value >= alone.p_value
+        assert all((gap.p_value < 0.05) != gap.tie for gap in (alone, together, pooled))
+        ties |= {alone.tie, together.tie}
+    assert ties == {True, False}
+
+
+def test_three_seeds_that_differ_widen_a_difference_far_beyond_the_items() -> None:
+    """Student's quantile with 2 degrees of freedom is 4.3, not 2."""
+    steady = np.tile((np.arange(50_000) < 40_000).astype(float)[:, None], (1, 3))
+    moved = np.column_stack([np.arange(50_000) < limit for limit in (39_000, 40_000, 41_000)]).astype(float)
+    gap = stats.paired_difference(scores(moved), scores(steady))
+    assert gap.high == pytest.approx(4.3 * 0.02 / math.sqrt(3), rel=0.05)
+
+
+def test_strategies_that_agree_everywhere_are_not_certain_to_agree_elsewhere() -> None:
+    same = scores(np.tile((np.arange(20) < 15).astype(float)[:, None], (1, 3)))
+    gap = stats.paired_difference(same, same)
+    assert gap.tie and gap.high > 0.05

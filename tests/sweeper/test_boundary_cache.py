@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from optuna.distributions import IntDistribution
 
 from strategies import Adapter, Frozen, Full, Gradual, Lora, LpFt, Partial, Strategy
+from sweeper.comparison import boundary_cuts as cuts
 from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
@@ -182,12 +185,12 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, tiny_chec
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 3000)
     for key in ("a", "b", "c"):
-        with store.building(key), store.writing(key, (10, 25), torch.float32, None) as states:
+        with store.building(key), store.writing(key, (10, 25), torch.float32, None, lambda: 1.0) as states:
             for row in range(10):
                 states[row].fill_(float(row))
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "b", "c"}
     assert StateStore(tmp_path, 3000).read("a") is not None  # used now
-    with store.building("d"), store.writing("d", (10, 25), torch.float32, None) as states:
+    with store.building("d"), store.writing("d", (10, 25), torch.float32, None, lambda: 1.0) as states:
         states[0].fill_(0.0)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "c", "d"}
     assert not store.fits(3001)
@@ -227,7 +230,7 @@ def _build(folder: str, barrier: Any, results: Any) -> None:
     with store.building("key"):
         if store.read("key") is None:
             results.put("built")
-            with store.writing("key", (4, 2), torch.float32, None) as states:
+            with store.writing("key", (4, 2), torch.float32, None, lambda: 1.0) as states:
                 for row in range(4):
                     states[row].fill_(float(row))
     states = StateStore(Path(folder), 1 << 20).read("key")
@@ -243,3 +246,46 @@ def test_two_processes_that_need_the_same_build_it_once(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
     assert sorted(results.get(timeout=10) for _ in range(3)) == ["built", "read", "read"]
+
+
+def test_several_depths_are_recorded_in_one_pass(stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depths = StrategySpec(Partial, {"learning_rate": 3e-3}, {"num_blocks": IntDistribution(1, 2)})
+    expected = {number: stored().run(depths, {"num_blocks": number}, seed=1) for number in (1, 2)}
+    shutil.rmtree(tmp_path / "states")
+    task = stored()
+    task.cache.expect(cuts([spec(Frozen()), depths], task.pretrained))
+    task.run(spec(Frozen()), {}, seed=1)
+    assert len(entries(tmp_path)) == 2 * 3, "of two splits what enters the head and each of the last two blocks"
+
+    def compute(self: Any, *_: Any) -> float:
+        raise AssertionError("recorded again")
+
+    monkeypatch.setattr(BoundaryCache, "_record", compute)
+    for number, whole in expected.items():
+        again = task.run(depths, {"num_blocks": number}, seed=1)
+        losses = [[epoch.train_loss for epoch in run.fit.history] for run in (again, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_depths_that_nobody_asked_for_take_no_more_than_half_of_the_store(stored: Any, tmp_path: Path) -> None:
+    task = stored(max_bytes=20_000)
+    task.cache.expect(task.pretrained.layout.blocks[1:])
+    task.run(spec(Frozen()), {}, seed=1)
+    assert 0 < len(entries(tmp_path)) <= 2
+
+
+def test_features_as_wide_as_a_text_is_long_are_no_states_of_tokens(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, cached = (
+        load_task(tiny_checkpoint, (24, 20, 20), max_length=64, store=store)
+        for store in (None, StateStore(tmp_path, 1 << 30))
+    )
+    width = cached.pretrained.model.get_submodule("head").in_features
+    lengths = np.sort(cached.train.lengths)
+    last = int(np.flatnonzero(lengths == width)[-1])  # a batch that ends here is as long as a feature is wide
+    assert lengths[0] < width
+    monkeypatch.setattr("sweeper.training.boundary_cache.BATCH", last + 1)
+    runs = [task.run(spec(Frozen()), {}, seed=1) for task in (plain, cached)]
+    first, second = ([epoch.train_loss for epoch in run.fit.history] for run in runs)
+    assert first == pytest.approx(second, rel=1e-4)

@@ -56,7 +56,19 @@ def test_a_sweep_ends_with_its_table_report_and_next_step(swept: tuple[Path, str
     path = Path(re.search(r"Report: +(\S+)", text).group(1))  # type: ignore[union-attr]
     assert path.is_relative_to(output)
     assert path.read_text().startswith("# ")
-    assert (path.parent / "accuracy_vs_parameters.png").exists() or list(path.parent.glob("*.png"))
+    files = {
+        "accuracy_vs_parameters.svg",
+        "confusion.svg",
+        "report.html",
+        "results.json",
+        "comparison.csv",
+        "trials.csv",
+    }
+    assert files <= {file.name for file in path.parent.iterdir()}
+    assert f"{path.with_suffix('.html')}" in text and "Warning" not in text
+    (study,) = runs(output, kind="study")["run_id"]
+    logged = mlflow.MlflowClient(f"sqlite:///{output / 'mlflow.db'}").list_artifacts(study, "report")
+    assert {Path(file.path).name for file in logged} == {file.name for file in path.parent.iterdir()}
     assert text.count("trial ") >= 3
     assert "\x1b[" not in text, "no colours where nobody watches"
 

@@ -55,11 +55,19 @@ def test_budgets_places_and_looks_do_not_change_the_names(plan: Any) -> None:
         "output_dir=other",
         "verbosity=quiet",
         "report.confidence=0.9",
+        "report.max_trainable_params=1000",
         "reference.prompting.base_url=http://127.0.0.1:1/v1",
         "reference.prompting.model=tiny",
         "compare=[frozen,lora]",
     )
     assert (first.study, first.comparison) == (same.study, same.comparison)
+
+
+def test_budgets_that_constrain_the_search_change_both_names(plan: Any) -> None:
+    first = plan()
+    few, fewer = (plan(f"report.max_trainable_params={n}", "report.constrain_search=true") for n in (2000, 1000))
+    assert len({first.study, few.study, fewer.study}) == len({first.comparison, few.comparison, fewer.comparison}) == 3
+    assert (first.budgets, fewer.budgets) == ({}, {"trainable_params": 1000.0})
 
 
 @pytest.mark.parametrize(

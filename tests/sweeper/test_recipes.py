@@ -162,7 +162,7 @@ def test_a_curve_over_train_sizes_is_rebuilt_from_mlflow_alone(
     assert len(list((tmp_path / "reports").glob("*/report.md"))) == 2
 
     page.unlink()
-    figure = page.parent / "accuracy_vs_train_size.png"
+    figure = page.parent / "accuracy_vs_train_size.svg"
     drawn = figure.read_bytes()
     figure.unlink()
     run(tmp_path, "report", f"report.comparison={curve}")

@@ -1,0 +1,21 @@
+"""The time that a dry run names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from strategies import Frozen
+from sweeper.estimate import estimate
+from sweeper.search_space import StrategySpec
+from sweeper.training.pseudo_label import PseudoLabelling
+from sweeper.training.state_store import StateStore
+from tests.tasks import load_task
+
+
+def test_recorded_states_are_counted_once_and_nothing_stays(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    spec = StrategySpec(Frozen, {"learning_rate": 1e-3}, {})
+    store = StateStore(tmp_path / "states", 1 << 30)
+    plain, cached = (load_task(tiny_checkpoint, (96, 40, 20), max_length=64, store=where) for where in (None, store))
+    seconds = [estimate(task, spec, 1000, 0, PseudoLabelling(0, 0.9, None)).seconds for task in (plain, cached)]
+    assert 0 < seconds[1] < seconds[0] / 2
+    assert not list(tmp_path.rglob("values.bin"))
