@@ -54,7 +54,9 @@ def learning_rate_figure(comparison: Comparison, order: Sequence[str]) -> Drawin
     shown = []
     for study in _studies(comparison, order):
         trials = _scored(comparison, study)
-        trials = trials[pd.to_numeric(trials.get(LEARNING_RATE), errors="coerce") > 0]
+        if LEARNING_RATE not in trials:  # runs made elsewhere
+            continue
+        trials = trials[pd.to_numeric(trials[LEARNING_RATE], errors="coerce") > 0]
         complete = trials[trials["state"] == schema.STATE_COMPLETE]
         if complete["score"].notna().sum() > 1 and complete[LEARNING_RATE].nunique() > 1:
             shown.append((study, trials.assign(learning_rate=trials[LEARNING_RATE].astype(float))))
