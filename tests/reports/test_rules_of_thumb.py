@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 import reports
-from reports.rules_of_thumb import CANNOT_TELL, FAILED, HELD, NOT_MEASURED, Finding, rules_markdown, try_rules
+from reports.rules_of_thumb import CANNOT_TELL, FAILED, HELD, NOT_MEASURED, Finding, try_rules
 from reports.tables import comparison_table
 from sweeper import schema
 from tests.reports.conftest import Recorder
@@ -22,6 +22,7 @@ def tried(
             name,
             strategy,
             params={schema.PARAM_TRAIN_SIZE: size},
+            tags={schema.TAG_CURVE: name.rpartition("-")[0]},
             summary={"label_names": [f"c{number}" for number in range(classes)]},
         )
         for seed in (1000, 1001):
@@ -64,7 +65,7 @@ def test_the_rank_that_won_decides_whether_the_claim_applies(
     assert found["LoRA of rank"].verdict == verdict
 
 
-def test_a_report_shows_what_was_tried_and_names_the_rest_in_one_line(recorder: Recorder, tmp_path: Any) -> None:
+def test_a_report_shows_what_was_tried_and_names_the_rest_in_one_line(recorder: Recorder, tmp_path: Path) -> None:
     tried(recorder, "c-shown", 2000, {"lora": 0.80, "full": 0.81})
     text = reports.build_report(recorder.uri, reports_dir=tmp_path, comparison="c-shown").path.read_text("utf-8")
     section = text.split("## Rules of thumb on trial")[1].split("\n## ")[0]
@@ -74,12 +75,11 @@ def test_a_report_shows_what_was_tried_and_names_the_rest_in_one_line(recorder: 
     assert "(needs gradual)" in untried
 
 
-def test_several_comparisons_are_tried_each_where_the_claim_speaks_of_it(recorder: Recorder) -> None:
-    loaded = []
+def test_the_report_of_a_curve_tries_each_size_where_a_claim_speaks_of_it(recorder: Recorder, tmp_path: Path) -> None:
     for size in (200, 2000):
         tried(recorder, f"c-curve-{size}", size, {"frozen": 0.70, "full": 0.81})
-        comparison = reports.load_comparison(recorder.uri, f"c-curve-{size}")
-        loaded.append((comparison, comparison_table(comparison)))
-    found = [finding for finding in try_rules(loaded) if finding.claim.startswith(("Below 1,000", "500 to"))]
-    assert [(finding.here, finding.verdict) for finding in found] == [("200 examples", FAILED), ("2 k examples", HELD)]
-    assert rules_markdown(found)[1] == ""
+    report = reports.build_size_report(recorder.uri, reports_dir=tmp_path, curve="c-curve")
+    section = report.path.read_text("utf-8").split("## Rules of thumb on trial")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith(("| Below 1,000", "| 500 to"))]
+    assert ["| 200 examples |" in rows[0], FAILED in rows[0]] == [True, True]
+    assert ["| 2 k examples |" in rows[1], HELD in rows[1], len(rows)] == [True, True, 2]
