@@ -73,7 +73,7 @@ def test_the_documented_example_is_a_report(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(code.replace("http://127.0.0.1:5000", store), {})
     report = reports.build_report(store, reports_dir=tmp_path, comparison="ours")
-    assert report.summary.startswith("Train **adapters**") and "highest score is everything" in report.summary
+    assert report.summary.startswith("Train **adapters**") and "highest score is that of everything" in report.summary
     assert text(report).count("Note: ") == 1 and "6 of 6 finals and floors have no readable" in text(report)
 
 
@@ -81,7 +81,7 @@ def test_minimal_keys_give_a_choice_with_an_interval(store, tmp_path):
     minimal(store, "minimal", {"small": [0.80, 0.81, 0.82], "large": [0.80, 0.815, 0.82]})
     report = reports.build_report(store, reports_dir=tmp_path, comparison="minimal")
     assert report.summary.startswith("Train **small**") and "with 1 k trainable parameters" in report.summary
-    assert "highest score is large" in report.summary and "over 3 seeds" in report.summary
+    assert "highest score is that of large" in report.summary and "over 3 seeds" in report.summary
     assert report.path.with_name("accuracy_vs_parameters.svg") in report.files
     assert "Student's t over seeds" in text(report)
     assert not re.search(r"\b(nan|NaN|None|NaT)\b", text(report))
