@@ -13,7 +13,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
-__all__ = ["command", "run", "runs"]
+__all__ = ["command", "give_database", "run", "runs"]
 
 # New processes are forked from one that has done the imports, which take longer than most commands.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -28,7 +28,7 @@ def command(output: Path, *arguments: str) -> list[str]:
 def run(output: Path, *arguments: str, status: int = 0, cwd: Path | None = None) -> str:
     """Run the command to its end, which must have this status; what it printed."""
     if status == 0 and arguments[0] in ("sweep", "compare") and "dry_run=true" not in arguments:
-        _give_database(output)
+        give_database(output)
     with tempfile.NamedTemporaryFile("r") as printed:
         process = _PROCESSES.Process(target=_main, args=(command(output, *arguments)[2:], cwd, printed.name))
         process.start()
@@ -53,8 +53,8 @@ def _main(arguments: list[str], cwd: Path | None, printed: str) -> None:
     main()
 
 
-def _give_database(output: Path) -> None:
-    """MLflow takes seconds for a new database, which is the same each time; a few tests have it made."""
+def give_database(output: Path) -> None:
+    """An empty ``mlflow.db``: MLflow takes seconds for a new one, which is the same each time."""
     if not (database := output / "mlflow.db").exists():
         output.mkdir(parents=True, exist_ok=True)
         database.write_bytes(_empty_database())

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from sweeper import schema
+from tests.cli import give_database
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -55,6 +56,8 @@ class Recorder:
     def __post_init__(self) -> None:
         from mlflow import MlflowClient
 
+        if self.uri == f"sqlite:///{self.folder / 'mlflow.db'}":
+            give_database(self.folder)
         self.client = MlflowClient(self.uri)
         self.experiment = self.client.create_experiment("thawline", artifact_location=(self.folder / "art").as_uri())
 

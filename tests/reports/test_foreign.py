@@ -17,6 +17,7 @@ import pytest
 
 import reports
 from sweeper.errors import ThawlineError
+from tests.cli import give_database
 from tests.reports.conftest import Recorder, predictions
 
 GUIDE = Path(__file__).parents[2] / "docs" / "mlflow_schema.md"
@@ -25,7 +26,9 @@ GUIDE = Path(__file__).parents[2] / "docs" / "mlflow_schema.md"
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One store for all tests, each of which records a comparison of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('foreign') / 'mlflow.db'}"
+    folder = tmp_path_factory.mktemp("foreign")
+    give_database(folder)
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 @pytest.fixture(autouse=True)
