@@ -48,7 +48,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup sweep compare report ui test bench lint clean
+.PHONY: help setup sweep compare report ui test bench examples lint clean
 
 help: ## print this text
 	@echo 'Thawline: how much of a pretrained model to train, on your data.'
@@ -106,6 +106,9 @@ test: $(STAMP) ## run the tests, without those marked slow or gpu
 
 bench: $(STAMP) ## time a sweep against plain scripts: make bench, or make bench ARGS="--size full"
 	@$(RUN) -m benchmarks $(ARGS)
+
+examples: $(STAMP) ## run the sweeps of docs/reports/ and replace their reports: make examples ARGS=text
+	@$(RUN) -m benchmarks.examples $(ARGS)
 
 lint: $(STAMP) ## check style, format and types; changes nothing
 	@$(RUN) -m ruff check .
