@@ -15,7 +15,7 @@ import pandas as pd
 
 from reports.formats import count, escape, markdown_table, score_interval, setting
 from reports.load import Comparison
-from reports.stats import Interval, SeedScores, accuracy_interval, paired_difference, pool
+from reports.stats import Interval, Pool, SeedScores, accuracy_interval, paired_difference, pool
 from reports.tables import strategy_scores
 from sweeper import schema
 
@@ -55,25 +55,28 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A comparison as the rules see it: its size, and the strategies that go by their plain names."""
+    """A comparison as the rules see it: its size, the strategies that go by their plain names, the pool of all."""
 
     size: float
     classes: float
     scores: dict[str, SeedScores]
     rows: dict[str, pd.Series]
     ranks: dict[str, float]
+    pool: Pool
     confidence: float
+    delta: float
 
     def here(self) -> str:
         return f"{count(self.size)} examples"
 
     def difference(self, first: str, second: str) -> Interval:
         """Accuracy of one strategy less that of another, as the verdict has it."""
-        together = pool(self.scores)
-        return paired_difference(self.scores[first], self.scores[second], confidence=self.confidence, pool=together)
+        return paired_difference(self.scores[first], self.scores[second], confidence=self.confidence, pool=self.pool)
 
 
-def try_rules(comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence: float = 0.95) -> list[Finding]:
+def try_rules(
+    comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence: float = 0.95, delta: float = 0.01
+) -> list[Finding]:
     """Try every claim on every comparison: one, or the points of a curve over train sizes.
 
     A claim that says something about one of them is left out of those where it says nothing; one that says nothing
@@ -82,8 +85,9 @@ def try_rules(comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence
     Args:
         comparisons: each with its ``tables.comparison_table``.
         confidence: of the intervals.
+        delta: the accuracy that is not worth more cost, as in ``verdict.Rule``.
     """
-    trials = [_as_trial(comparison, table, confidence) for comparison, table in comparisons]
+    trials = [_as_trial(comparison, table, confidence, delta) for comparison, table in comparisons]
     found = []
     for rule in _RULES:
         tried = [rule(trial) for trial in trials]
@@ -103,7 +107,7 @@ def rules_markdown(findings: Sequence[Finding]) -> tuple[str, str]:
     return markdown_table(["claim", "tried on", "measured here", "verdict"], rows, left=4), "; ".join(others)
 
 
-def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float) -> _Trial:
+def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float, delta: float) -> _Trial:
     scores = strategy_scores(comparison)
     rows = {str(row["strategy"]): row for _, row in table[table["kind"] == "strategy"].iterrows()}
     labels = {
@@ -124,7 +128,9 @@ def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float) ->
         scores={name: scores[label] for name, label in known.items()},
         rows={name: rows[label] for name, label in known.items()},
         ranks=ranks,
+        pool=pool(scores),
         confidence=confidence,
+        delta=delta,
     )
 
 

@@ -178,7 +178,11 @@ def judge(
         requirement = _requirement(scores[undecided], scores[best], differences[undecided], rule, shared, confidence)
     strongest = table[table["kind"] == "floor"].sort_values("test_accuracy")
     floor = str(strongest["strategy"].iloc[-1]) if len(strongest) else None
-    versus = None if floor is None else paired_difference(scores[chosen], floors[floor], confidence=confidence)
+    versus = (
+        None
+        if floor is None
+        else paired_difference(scores[chosen], floors[floor], confidence=confidence, pool=shared.with_floor())
+    )
 
     verdict = Verdict(chosen, best, differences, floor, versus, "", shown, over, undecided, requirement)
     sentences = [
@@ -188,7 +192,7 @@ def judge(
         _costs(verdict),
         _open_question(rows, verdict),
         _against_floor(floor, versus, table),
-        _against_majority(verdict, scores, floors, confidence),
+        _against_majority(verdict, scores, floors, confidence, shared),
         _collapses(rows, collapsed or {}),
         _over_budget(verdict, rule),
         _unequal([label for label in unequal if label in rows]) if differences else "",
@@ -344,12 +348,17 @@ def _against_floor(floor: str | None, versus: Interval | None, table: pd.DataFra
 
 
 def _against_majority(
-    verdict: Verdict, scores: Mapping[str, SeedScores], floors: Mapping[str, SeedScores], confidence: float
+    verdict: Verdict,
+    scores: Mapping[str, SeedScores],
+    floors: Mapping[str, SeedScores],
+    confidence: float,
+    shared: Pool,
 ) -> str:
     """A warning where the chosen strategy is not shown to beat always naming one class."""
     if verdict.floor == "majority" or "majority" not in floors:
         return ""
-    versus = paired_difference(scores[str(verdict.chosen)], floors["majority"], confidence=confidence)
+    against = shared.with_floor()
+    versus = paired_difference(scores[str(verdict.chosen)], floors["majority"], confidence=confidence, pool=against)
     return "**It is not shown to be better than always naming the majority class.**" if versus.low <= 0 else ""
 
 

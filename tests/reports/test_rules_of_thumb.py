@@ -48,6 +48,15 @@ def test_verdicts_follow_from_known_differences(recorder: Recorder) -> None:
     assert found["Above 50,000 examples:"].verdict == NOT_MEASURED
 
 
+def test_a_claim_has_the_intervals_of_the_whole_comparison(recorder: Recorder) -> None:
+    """A strategy under a label that no claim speaks of counts among those compared."""
+    widths = []
+    for name, more in (("c-two", {}), ("c-three", {"other": 0.79})):
+        found = tried(recorder, name, 2000, {"frozen": 0.70, "full": 0.81, **more})
+        widths.append(found["500 to 5,000"].measured)
+    assert widths[0] != widths[1]
+
+
 def test_a_tie_cannot_be_told_and_small_data_is_tried_by_its_own_rules(recorder: Recorder) -> None:
     found = tried(recorder, "c-few", 150, {"frozen": 0.801, "full": 0.80})
     assert found["Below 1,000 examples:"].verdict == CANNOT_TELL

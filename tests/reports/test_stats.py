@@ -211,6 +211,17 @@ def test_a_strategy_with_one_final_leaves_the_others_their_pool_and_takes_its_sp
     assert pooled.high - pooled.mean == pytest.approx(stats.critical_value(0.95, 4, 4) * spread, rel=0.05)
 
 
+def test_a_floor_is_held_against_the_spread_of_all_strategies() -> None:
+    """Seeds that happen to agree do not make one strategy certain."""
+    drawn = {"agrees": moved(2000, 2000, 2000), "a": moved(2000, 2300, 2600), "b": moved(2500, 2200, 2000)}
+    shared = stats.pool(drawn).with_floor()
+    assert (shared.compared, shared.degrees) == (2, 4)
+    floor = moved(2150)
+    floor = SeedScores(floor.accuracies, floor.correct, fixed=True)
+    assert stats.paired_difference(drawn["agrees"], floor).tie is False
+    assert stats.paired_difference(drawn["agrees"], floor, pool=shared).tie is True
+
+
 def test_strategies_that_agree_everywhere_are_not_certain_to_agree_elsewhere() -> None:
     same = scores(np.tile((np.arange(20) < 15).astype(float)[:, None], (1, 3)))
     gap = stats.paired_difference(same, same)
