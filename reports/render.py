@@ -102,7 +102,7 @@ def build_report(
     folder = report_folder(Path(reports_dir), loaded.name)
     drawings = report_figures(loaded, table, chosen=verdict.chosen, confidence=confidence)
     warnings = find_warnings(evidence_of(loaded, table, confidence))
-    context = _context(loaded, table, accounting, verdict, scores, confidence) | {"warnings": warnings}
+    context = _context(loaded, table, accounting, verdict, scores, confidence, rule) | {"warnings": warnings}
     pages = write_pages(
         folder, REPORT_NAME, "report.md.j2", context, drawings=drawings, strategies=list(loaded.studies["label"])
     )
@@ -131,10 +131,11 @@ def _context(
     verdict: Verdict,
     scores: dict[str, SeedScores],
     confidence: float,
+    rule: Rule | None,
 ) -> dict[str, Any]:
     newest = loaded.studies["start_time"].max()
     shifted = shifted_table(loaded, confidence)
-    rules = rules_markdown(try_rules([(loaded, table)], confidence))
+    rules = rules_markdown(try_rules([(loaded, table)], confidence, (rule or Rule()).delta))
     return {
         "name": loaded.name,
         "title": loaded.title,

@@ -34,6 +34,7 @@ _ALL = (
     *(*_FROZEN, *_LORA, *_FULL, "prompt", "prefix", "ia3", "vera", "bitfit", "adapter", "partial", "gradual"),
     *("lp_ft", "discriminative"),
 )
+_CLEARLY_CHEAPER = 0.9  # times and memory of the same run vary by a few percent
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ def _limited_compute(trial: _Trial) -> Finding:
         return Finding(claim, trial.here(), "needs times or memory of the finals", NOT_MEASURED)
     gap = trial.difference(best, "full")
     verdict = CANNOT_TELL
-    if all(ratio < 1 for ratio in known.values()):
+    if all(ratio >= 1 for ratio in known.values()) or gap.high < -trial.delta:
+        verdict = FAILED  # no cheaper, or shown to cost more accuracy than the saving may
+    elif all(ratio < _CLEARLY_CHEAPER for ratio in known.values()):
         verdict = HELD
-    elif all(ratio >= 1 for ratio in known.values()):
-        verdict = FAILED
     costs = " and ".join(f"{ratio:.2f} of {what}" for what, ratio in known.items())
     measured = f"{escape(best)} takes {costs} of full, at an accuracy of {_difference(gap)} against it"
     return Finding(claim, trial.here(), measured, verdict)
