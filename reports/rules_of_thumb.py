@@ -138,13 +138,15 @@ def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float, de
 # --- claims that name the best strategy for a size -----------------------------------------------------------------
 
 
-def _best_for_size(claim: str, low: float, high: float, chosen: Sequence[str]) -> Callable[[_Trial], Finding]:
-    """A rule of the form: with ``low`` to ``high`` examples, one of ``chosen`` is the best."""
+def _best_for_size(
+    claim: str, low: float, high: float, chosen: Sequence[str], aside: Sequence[str] = ()
+) -> Callable[[_Trial], Finding]:
+    """A rule of the form: with ``low`` to ``high`` examples, one of ``chosen`` is the best; ``aside`` has no say."""
 
     def rule(trial: _Trial) -> Finding:
         if not low <= trial.size < high:
             return Finding(claim, trial.here(), f"here: {trial.here()}", NOT_MEASURED)
-        return _against_others(trial, claim, chosen, [name for name in _ALL if name not in chosen])
+        return _against_others(trial, claim, chosen, [name for name in _ALL if name not in (*chosen, *aside)])
 
     return rule
 
@@ -251,7 +253,8 @@ _RULES: tuple[Callable[[_Trial], Finding], ...] = (
         "10,000 to 100,000 examples: full fine-tuning with discriminative rates", 10_000, 100_001, ("discriminative",)
     ),
     _best_for_size("50 to 500 examples: a frozen backbone or LoRA", 50, 500, (*_FROZEN, *_LORA)),
-    _best_for_size("500 to 5,000 examples: full fine-tuning", 500, 5_001, _FULL),
+    # These two are full fine-tuning as well, and speak neither for the claim nor against it.
+    _best_for_size("500 to 5,000 examples: full fine-tuning", 500, 5_001, _FULL, aside=("discriminative", "lp_ft")),
     _pretraining_beats_scratch,
     _limited_compute,
     _rank_16_to_64,

@@ -79,6 +79,12 @@ def test_limited_compute_asks_for_a_clear_saving_without_a_shown_loss(
     assert next(finding for finding in found if "compute" in finding.claim).verdict == verdict
 
 
+def test_variants_of_full_fine_tuning_do_not_speak_against_it(recorder: Recorder) -> None:
+    found = tried(recorder, "c-variants", 2000, {"frozen": 0.70, "full": 0.81, "discriminative": 0.9, "lp_ft": 0.9})
+    assert found["500 to 5,000"].verdict == HELD
+    assert found["500 to 5,000"].measured.startswith("full less the only other, frozen")
+
+
 def test_a_tie_cannot_be_told_and_small_data_is_tried_by_its_own_rules(recorder: Recorder) -> None:
     found = tried(recorder, "c-few", 150, {"frozen": 0.801, "full": 0.80})
     assert found["Below 1,000 examples:"].verdict == CANNOT_TELL
