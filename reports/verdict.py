@@ -175,7 +175,7 @@ def judge(
     undecided = next((label for label in smaller if label != best and _open(differences[label], rule.delta)), None)
     requirement = None
     if undecided is not None:
-        requirement = _requirement(scores[undecided], scores[best], differences[undecided], rule, shared, confidence)
+        requirement = _requirement(scores[undecided], scores[best], rule, shared, confidence)
     strongest = table[table["kind"] == "floor"].sort_values("test_accuracy")
     floor = str(strongest["strategy"].iloc[-1]) if len(strongest) else None
     versus = (
@@ -210,14 +210,17 @@ def _open(gap: Interval, delta: float) -> bool:
 
 
 def _requirement(
-    scores: SeedScores, best: SeedScores, gap: Interval, rule: Rule, shared: Pool, confidence: float
+    scores: SeedScores, best: SeedScores, rule: Rule, shared: Pool, confidence: float
 ) -> Requirement | None:
-    """To find the difference that was seen, or delta where it is less than that."""
+    """To find a true difference of delta, the least that decides.
+
+    What was seen is no guide to the truth: of a tie it is mostly chance, and plans from it are too optimistic (Hoenig &
+    Heisey 2001, The American Statistician 55:19).
+    """
     components = difference_components(scores, best, shared)
-    if components is None:
+    if components is None or not rule.delta:
         return None
-    difference = max(rule.delta, abs(gap.mean))
-    return required(components, difference, confidence=confidence, compared=shared.compared)
+    return required(components, rule.delta, confidence=confidence, compared=shared.compared)
 
 
 def _collapsed(comparison: Comparison) -> dict[str, tuple[int, int]]:
@@ -320,7 +323,7 @@ def _open_question(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
         if min(rows[label]["seeds"], rows[best]["seeds"]) < 2:
             return f"{answer}One seed does not say how many would tell: raise final.seeds to 3 first."
         return answer.strip()
-    aim = f"To find a difference of {_points(needed.difference)} between {escape(label)} and {escape(best)}"
+    aim = f"To find a true difference of {_points(needed.difference)} between {escape(label)} and {escape(best)}"
     aim += f" ({100 * POWER:.0f} % power)"
     seen = f"{min(rows[label]['seeds'], rows[best]['seeds']):.0f}"
     if needed.seeds is None or needed.items is None:
