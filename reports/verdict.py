@@ -153,7 +153,7 @@ def judge(
             None,
             None,
             summary="Nothing can be chosen yet: no strategy of this comparison has a test score. "
-            "The trial accounting below says why; running the same command again tries what is missing.",
+            "The trial accounting below says why.",
         )
     rows = {str(row["strategy"]): row for _, row in strategies.iterrows()}
     over = {label: tuple(excess) for label, row in rows.items() if (excess := rule.excess(row))}
