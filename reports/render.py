@@ -447,6 +447,8 @@ def _measured(
             f"{_counted([scores[label] for label in (*verdict.differences, str(verdict.best))])} "
             "It holds for all pairs of strategies at once (studentized range), and is a tie when it contains zero."
         )
+    if len(finals):
+        lines.append("Intervals hold for the configurations that were found; another search might find others.")
     sized = table.loc[(table["kind"] == "strategy") & (table["seeds"] > 0), "seeds"]
     if len(sized) and sized.min() < 5:
         lines.append("With so few seeds, the spread between seeds is known only roughly.")

@@ -156,6 +156,8 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
         "chosen by `validation_accuracy`",
         "Seeds of the finals: 1000, 1001, 1002, the same for every strategy.",
         "Wilson's, with the variance over seeds and test items",
+        "Its interval counts both. It holds for all pairs of strategies at once",
+        "Intervals hold for the configurations that were found; another search might find others.",
         "Epoch ceiling: 4.",
         "Pruner: median.",
         "Device: cpu.",
