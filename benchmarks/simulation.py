@@ -34,6 +34,7 @@ class Case:
         luck: of a seed, standard deviation per strategy on the latent scale; 0.1 are about 2 points of accuracy.
         group: items that share some of their easiness, as lines about one film.
         better: how much better the first strategy is, on the latent scale; 0.1 are about 2 points.
+        first_luck: of a seed of the first strategy, where it differs from that of the others.
     """
 
     items: int
@@ -42,6 +43,11 @@ class Case:
     luck: float = 0.05
     group: int = 1
     better: float = 0.0
+    first_luck: float | None = None
+
+    def spread(self, strategy: int) -> float:
+        """Luck of a seed of one strategy, by its number."""
+        return self.first_luck if strategy == 0 and self.first_luck is not None else self.luck
 
 
 CASES = (
@@ -54,6 +60,10 @@ CASES = (
     Case(2000, 3, strategies=4, luck=0.1),
     Case(2000, 3, strategies=4, luck=0.2, group=20),
     Case(2000, 5, strategies=8, luck=0.1),
+    Case(2000, 2, luck=0.1),
+    Case(2000, 2, strategies=4, luck=0.1),
+    Case(2000, 3, strategies=8, first_luck=0.25),
+    Case(2000, 2, strategies=8, first_luck=0.25),
 )
 
 
@@ -91,7 +101,7 @@ def draw(case: Case, rng: np.random.Generator) -> dict[str, SeedScores]:
     found = {}
     for number in range(case.strategies):
         quirk = shared(0.5, 0.25) + (case.better if number == 0 else 0.0)
-        luck = rng.normal(0, case.luck, case.seeds)
+        luck = rng.normal(0, case.spread(number), case.seeds)
         noise = rng.normal(0, 0.7, (case.items, case.seeds))
         correct = pd.DataFrame((easy + quirk)[:, None] + luck + noise > 0, index=names).astype(float)
         found[f"s{number}"] = SeedScores(correct.mean(), correct, groups, case.items)
@@ -100,8 +110,11 @@ def draw(case: Case, rng: np.random.Generator) -> dict[str, SeedScores]:
 
 def _margin(case: Case) -> float:
     """The true difference between the first strategy and any other: of two normal distribution functions."""
-    variance = 1.5**2 + 0.5**2 + 0.7**2 + case.luck**2 + (1.0 + 0.25**2 if case.group > 1 else 0.0)
-    first, other = (0.5 * math.erfc(-mean / math.sqrt(2 * variance)) for mean in (1 + case.better, 1.0))
+    variance = 1.5**2 + 0.5**2 + 0.7**2 + (1.0 + 0.25**2 if case.group > 1 else 0.0)
+    first, other = (
+        0.5 * math.erfc(-mean / math.sqrt(2 * (variance + case.spread(number) ** 2)))
+        for number, mean in enumerate((1 + case.better, 1.0))
+    )
     return first - other
 
 
@@ -148,6 +161,10 @@ def measure(case: Case, repetitions: int, *, seed: int = 0, resamples: int = 0) 
     return Rates(ties, found, claimed, covered, bootstrapped if resamples else math.nan, margin)
 
 
+def _luck(case: Case) -> str:
+    return f"{case.luck}" if case.first_luck is None else f"{case.luck}, first {case.first_luck}"
+
+
 def main() -> None:
     """Print the tables of ``docs/statistics.md``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,13 +174,13 @@ def main() -> None:
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for case in CASES:
         rates = measure(case, given.repetitions, resamples=200)
-        shown = f"| {case.strategies} | {case.seeds} | {case.items} | {case.group} | {case.luck} "
+        shown = f"| {case.strategies} | {case.seeds} | {case.items} | {case.group} | {_luck(case)} "
         print(f"{shown}| {rates.ties:.3f} | {rates.covered:.3f} | {rates.covered_bootstrap:.3f} |", flush=True)
     print("\n| strategies | seeds | items | group | luck | margin | found | claimed |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for case in CASES:
         rates = measure(replace(case, better=0.2), given.repetitions)
-        shown = f"| {case.strategies} | {case.seeds} | {case.items} | {case.group} | {case.luck} "
+        shown = f"| {case.strategies} | {case.seeds} | {case.items} | {case.group} | {_luck(case)} "
         print(f"{shown}| {rates.margin:.3f} | {rates.found:.3f} | {rates.claimed:.3f} |", flush=True)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from reports.formats import code, count, escape, floor_name, is_missing, score, score_interval, setting
 from reports.load import Comparison, best_trial
-from reports.stats import SeedScores, paired_difference
+from reports.stats import SeedScores, paired_difference, pool
 from reports.tables import floor_scores, strategy_scores
 from sweeper import schema
 
@@ -76,9 +76,10 @@ def find_warnings(evidence: Evidence) -> list[str]:
 def below_floor(evidence: Evidence) -> list[str]:
     """Finals that score below a floor, or no better than always guessing the most frequent class."""
     found = []
+    shared = pool(evidence.scores).with_floor()
     for label, scores in evidence.scores.items():
         gaps = {
-            name: paired_difference(scores, evidence.floors[name], confidence=evidence.confidence)
+            name: paired_difference(scores, evidence.floors[name], confidence=evidence.confidence, pool=shared)
             for name in _TRAINED_FLOORS
             if name in evidence.floors
         }

@@ -56,7 +56,7 @@ def build_size_report(
     title = f"{_one(comparisons, 'model')} on {_one(comparisons, 'dataset')}"
     drawing = size_figure(table, title=f"{title}: what more training data buys", confidence=confidence)
     tables = [(comparison, table[table["comparison"] == comparison.name]) for comparison in comparisons]
-    rules = rules_markdown(try_rules(tables, confidence))
+    rules = rules_markdown(try_rules(tables, confidence, (rule or Rule()).delta))
     summary = _summary([(comparison.train_size, chosen[comparison.name]) for comparison in comparisons])
     context = {
         "name": curve,

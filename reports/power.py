@@ -58,8 +58,8 @@ def power(
     """
     from scipy.stats import chi2, nct
 
-    if components.n_seeds > 1:
-        spread = (components.n_seeds - 1) * components.contrasts
+    spread = components.seed_degrees
+    if spread:
         components = replace(components, seeds=components.seeds * spread / float(chi2.median(spread)))
     variance, degrees = components.variance(n_seeds, n_items)
     degrees = rounded_degrees(degrees)

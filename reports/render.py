@@ -6,6 +6,7 @@ Design choices: the same records give the same bytes (no clock, nothing drawn); 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
 from reports.plots import report_figures
 from reports.rules_of_thumb import rules_markdown, try_rules
-from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
+from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores, pool
 from reports.tables import (
     ACCOUNT_STATES,
     accounting_table,
@@ -101,7 +102,7 @@ def build_report(
     folder = report_folder(Path(reports_dir), loaded.name)
     drawings = report_figures(loaded, table, chosen=verdict.chosen, confidence=confidence)
     warnings = find_warnings(evidence_of(loaded, table, confidence))
-    context = _context(loaded, table, accounting, verdict, scores, confidence) | {"warnings": warnings}
+    context = _context(loaded, table, accounting, verdict, scores, confidence, rule) | {"warnings": warnings}
     pages = write_pages(
         folder, REPORT_NAME, "report.md.j2", context, drawings=drawings, strategies=list(loaded.studies["label"])
     )
@@ -130,10 +131,11 @@ def _context(
     verdict: Verdict,
     scores: dict[str, SeedScores],
     confidence: float,
+    rule: Rule | None,
 ) -> dict[str, Any]:
     newest = loaded.studies["start_time"].max()
     shifted = shifted_table(loaded, confidence)
-    rules = rules_markdown(try_rules([(loaded, table)], confidence))
+    rules = rules_markdown(try_rules([(loaded, table)], confidence, (rule or Rule()).delta))
     return {
         "name": loaded.name,
         "title": loaded.title,
@@ -441,9 +443,12 @@ def _measured(
         lines.append("Test items of one group (those that share a source) are drawn together.")
     if verdict.differences:
         lines.append(
-            "A difference is paired by seed and test item where predictions allow it. Its interval counts both, holds "
-            "for all pairs of strategies at once (studentized range), and is a tie when it contains zero."
+            "A difference is paired by seed and test item where predictions allow it. "
+            f"{_counted([scores[label] for label in (*verdict.differences, str(verdict.best))])} "
+            "It holds for all pairs of strategies at once (studentized range), and is a tie when it contains zero."
         )
+    if len(finals):
+        lines.append("Intervals hold for the configurations that were found; another search might find others.")
     sized = table.loc[(table["kind"] == "strategy") & (table["seeds"] > 0), "seeds"]
     if len(sized) and sized.min() < 5:
         lines.append("With so few seeds, the spread between seeds is known only roughly.")
@@ -462,6 +467,16 @@ def _measured(
         if value:
             lines.append(f"{what}: {formats.escape(value)}.")
     return lines
+
+
+def _counted(scores: Sequence[SeedScores]) -> str:
+    """What the intervals of differences know of seeds."""
+    if not pool({str(number): score for number, score in enumerate(scores)}).degrees:
+        return "Its interval counts the test items alone, because the strategies have less than two seeds in common."
+    counted = "Its interval counts both."
+    if min(len(score.accuracies) for score in scores) == 1:
+        counted += " For a strategy with one final, the spread between seeds is that of the others."
+    return counted
 
 
 def _settings(loaded: Comparison) -> list[str]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from reports.formats import count, escape, markdown_table, score_interval, setting
 from reports.load import Comparison
-from reports.stats import Interval, SeedScores, accuracy_interval, paired_difference, pool
+from reports.stats import Interval, Pool, SeedScores, accuracy_interval, paired_difference, pool
 from reports.tables import strategy_scores
 from sweeper import schema
 
@@ -34,6 +34,7 @@ _ALL = (
     *(*_FROZEN, *_LORA, *_FULL, "prompt", "prefix", "ia3", "vera", "bitfit", "adapter", "partial", "gradual"),
     *("lp_ft", "discriminative"),
 )
+_CLEARLY_CHEAPER = 0.9  # times and memory of the same run vary by a few percent
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,28 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A comparison as the rules see it: its size, and the strategies that go by their plain names."""
+    """A comparison as the rules see it: its size, the strategies that go by their plain names, the pool of all."""
 
     size: float
     classes: float
     scores: dict[str, SeedScores]
     rows: dict[str, pd.Series]
     ranks: dict[str, float]
+    pool: Pool
     confidence: float
+    delta: float
 
     def here(self) -> str:
         return f"{count(self.size)} examples"
 
     def difference(self, first: str, second: str) -> Interval:
         """Accuracy of one strategy less that of another, as the verdict has it."""
-        together = pool(self.scores)
-        return paired_difference(self.scores[first], self.scores[second], confidence=self.confidence, pool=together)
+        return paired_difference(self.scores[first], self.scores[second], confidence=self.confidence, pool=self.pool)
 
 
-def try_rules(comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence: float = 0.95) -> list[Finding]:
+def try_rules(
+    comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence: float = 0.95, delta: float = 0.01
+) -> list[Finding]:
     """Try every claim on every comparison: one, or the points of a curve over train sizes.
 
     A claim that says something about one of them is left out of those where it says nothing; one that says nothing
@@ -82,8 +86,9 @@ def try_rules(comparisons: Sequence[tuple[Comparison, pd.DataFrame]], confidence
     Args:
         comparisons: each with its ``tables.comparison_table``.
         confidence: of the intervals.
+        delta: the accuracy that is not worth more cost, as in ``verdict.Rule``.
     """
-    trials = [_as_trial(comparison, table, confidence) for comparison, table in comparisons]
+    trials = [_as_trial(comparison, table, confidence, delta) for comparison, table in comparisons]
     found = []
     for rule in _RULES:
         tried = [rule(trial) for trial in trials]
@@ -103,7 +108,7 @@ def rules_markdown(findings: Sequence[Finding]) -> tuple[str, str]:
     return markdown_table(["claim", "tried on", "measured here", "verdict"], rows, left=4), "; ".join(others)
 
 
-def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float) -> _Trial:
+def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float, delta: float) -> _Trial:
     scores = strategy_scores(comparison)
     rows = {str(row["strategy"]): row for _, row in table[table["kind"] == "strategy"].iterrows()}
     labels = {
@@ -124,20 +129,24 @@ def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float) ->
         scores={name: scores[label] for name, label in known.items()},
         rows={name: rows[label] for name, label in known.items()},
         ranks=ranks,
+        pool=pool(scores),
         confidence=confidence,
+        delta=delta,
     )
 
 
 # --- claims that name the best strategy for a size -----------------------------------------------------------------
 
 
-def _best_for_size(claim: str, low: float, high: float, chosen: Sequence[str]) -> Callable[[_Trial], Finding]:
-    """A rule of the form: with ``low`` to ``high`` examples, one of ``chosen`` is the best."""
+def _best_for_size(
+    claim: str, low: float, high: float, chosen: Sequence[str], aside: Sequence[str] = ()
+) -> Callable[[_Trial], Finding]:
+    """A rule of the form: with ``low`` to ``high`` examples, one of ``chosen`` is the best; ``aside`` has no say."""
 
     def rule(trial: _Trial) -> Finding:
         if not low <= trial.size < high:
             return Finding(claim, trial.here(), f"here: {trial.here()}", NOT_MEASURED)
-        return _against_others(trial, claim, chosen, [name for name in _ALL if name not in chosen])
+        return _against_others(trial, claim, chosen, [name for name in _ALL if name not in (*chosen, *aside)])
 
     return rule
 
@@ -180,10 +189,10 @@ def _limited_compute(trial: _Trial) -> Finding:
         return Finding(claim, trial.here(), "needs times or memory of the finals", NOT_MEASURED)
     gap = trial.difference(best, "full")
     verdict = CANNOT_TELL
-    if all(ratio < 1 for ratio in known.values()):
+    if all(ratio >= 1 for ratio in known.values()) or gap.high < -trial.delta:
+        verdict = FAILED  # no cheaper, or shown to cost more accuracy than the saving may
+    elif all(ratio < _CLEARLY_CHEAPER for ratio in known.values()):
         verdict = HELD
-    elif all(ratio >= 1 for ratio in known.values()):
-        verdict = FAILED
     costs = " and ".join(f"{ratio:.2f} of {what}" for what, ratio in known.items())
     measured = f"{escape(best)} takes {costs} of full, at an accuracy of {_difference(gap)} against it"
     return Finding(claim, trial.here(), measured, verdict)
@@ -244,7 +253,8 @@ _RULES: tuple[Callable[[_Trial], Finding], ...] = (
         "10,000 to 100,000 examples: full fine-tuning with discriminative rates", 10_000, 100_001, ("discriminative",)
     ),
     _best_for_size("50 to 500 examples: a frozen backbone or LoRA", 50, 500, (*_FROZEN, *_LORA)),
-    _best_for_size("500 to 5,000 examples: full fine-tuning", 500, 5_001, _FULL),
+    # These two are full fine-tuning as well, and speak neither for the claim nor against it.
+    _best_for_size("500 to 5,000 examples: full fine-tuning", 500, 5_001, _FULL, aside=("discriminative", "lp_ft")),
     _pretraining_beats_scratch,
     _limited_compute,
     _rank_16_to_64,

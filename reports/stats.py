@@ -83,7 +83,7 @@ class Components:
         n_seeds: seeds that were seen.
         n_items: items that were seen.
         n_groups: groups of these items, as many as items where there are none.
-        contrasts: how many strategies beyond the first the spread between seeds was estimated from.
+        degrees: of freedom of ``seeds``; ``None`` where it was estimated from these seeds alone, n_seeds - 1.
     """
 
     seeds: float
@@ -92,21 +92,26 @@ class Components:
     n_seeds: int
     n_items: int
     n_groups: int
-    contrasts: int = 1
+    degrees: float | None = None
+
+    @property
+    def seed_degrees(self) -> float:
+        """Degrees of freedom of ``seeds``; 0 where nothing is known of it."""
+        return self.n_seeds - 1.0 if self.degrees is None else self.degrees
 
     def variance(self, n_seeds: int | None = None, n_items: int | None = None) -> tuple[float, float]:
         """Variance of the mean, and its degrees of freedom, with the seen or other numbers of seeds and items.
 
-        The degrees of freedom are Satterthwaite's: those of the part that seeds contribute, (n_seeds - 1) contrasts,
-        and of the items' part, groups - 1, each by its weight. One seed alone says nothing about seeds.
+        The degrees of freedom are Satterthwaite's: those of the part that seeds contribute, ``seed_degrees`` (more with
+        more seeds), and of the items' part, groups - 1, each by its weight. One seed alone says nothing about seeds.
         """
         n_seeds, n_items = n_seeds or self.n_seeds, n_items or self.n_items
         by_items = self.items / n_items
-        by_seeds = (self.seeds + self.residual / n_items) / n_seeds if n_seeds > 1 else self.residual / n_items
+        by_seeds = (self.seeds + self.residual / n_items) / n_seeds
         groups = max(2.0, self.n_groups * n_items / self.n_items)
         weights = by_items**2 / (groups - 1)
-        if n_seeds > 1:
-            weights += by_seeds**2 / ((n_seeds - 1) * self.contrasts)
+        if self.seed_degrees:
+            weights += by_seeds**2 / (self.seed_degrees * max(1, n_seeds - 1) / max(1, self.n_seeds - 1))
         variance = by_items + by_seeds
         return variance, variance**2 / weights if weights else 1.0
 
@@ -118,15 +123,16 @@ class Pool:
     Attributes:
         compared: number of strategies; their pairs share one error rate.
         seed_variance: of a pair's difference between seeds, over all strategies; 0 where it cannot be known.
+        degrees: of freedom of ``seed_variance``.
     """
 
     compared: int = 2
     seed_variance: float = 0.0
+    degrees: float = 0.0
 
-    @property
-    def contrasts(self) -> int:
-        """Independent estimates of ``seed_variance`` that each pair of seeds gives."""
-        return self.compared - 1 if self.seed_variance else 1
+    def with_floor(self) -> Pool:
+        """For one strategy against a floor: a floor has no seeds, so that half of the variance is left."""
+        return Pool(2, self.seed_variance / 2, self.degrees)
 
 
 @dataclass(frozen=True)
@@ -236,18 +242,22 @@ def pool(scores: Mapping[str, SeedScores]) -> Pool:
     """Pool the spread between seeds over all strategies of a comparison, floors left out.
 
     It is twice the mean square of strategy by seed in the two-way analysis of variance (Obuchowski & Rockette 1995),
-    over the seeds that all strategies have. Of three seeds alone a pair has two degrees of freedom, and pairs whose
-    seeds happen to agree would pass for certain. A pair's own spread is used where it is larger: strategies differ.
+    over seeds in common. Strategies with few seeds are left out where that leaves more degrees of freedom: what one
+    strategy lacks does not take the spread from the others. Of three seeds alone a pair has two degrees of freedom, and
+    pairs whose seeds happen to agree would pass for certain. A pair's own spread is used where it is larger, with the
+    degrees of freedom of the pair: strategies differ.
     """
     tested = [score.accuracies for score in scores.values() if not score.fixed and not score.accuracies.empty]
     if len(tested) < 2:
         return Pool()
-    table = pd.concat(tested, axis=1, join="inner").to_numpy()
+    tested.sort(key=len, reverse=True)
+    tables = [pd.concat(tested[:number], axis=1, join="inner").to_numpy() for number in range(2, len(tested) + 1)]
+    table = max(tables, key=lambda table: (len(table) - 1) * (table.shape[1] - 1))
     if len(table) < 2:
         return Pool(len(tested))
     residual = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-    degrees = (len(table) - 1) * (len(tested) - 1)
-    return Pool(len(tested), 2 * float((residual**2).sum()) / degrees)
+    degrees = (len(table) - 1) * (table.shape[1] - 1)
+    return Pool(len(tested), 2 * float((residual**2).sum()) / degrees, degrees)
 
 
 @lru_cache(maxsize=1024)
@@ -433,10 +443,10 @@ def difference_components(first: SeedScores, second: SeedScores, pool: Pool = _P
             return None
         n_items = first.test_size or second.test_size or 1
         found = Components(float(differences.var(ddof=1)), 0.0, 0.0, differences.size, n_items, n_items)
-    if found.n_seeds == 1:
-        return found
     pooled = max(0.0, pool.seed_variance - found.residual / found.n_items)
-    return replace(found, seeds=max(found.seeds, pooled), contrasts=pool.contrasts)
+    if pool.seed_variance == 0 or (found.n_seeds > 1 and found.seeds > pooled):
+        return found
+    return replace(found, seeds=pooled, degrees=pool.degrees)
 
 
 def _paired(first: SeedScores, second: SeedScores) -> tuple[np.ndarray, np.ndarray | None] | None:

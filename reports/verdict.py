@@ -153,7 +153,7 @@ def judge(
             None,
             None,
             summary="Nothing can be chosen yet: no strategy of this comparison has a test score. "
-            "The trial accounting below says why; running the same command again tries what is missing.",
+            "The trial accounting below says why.",
         )
     rows = {str(row["strategy"]): row for _, row in strategies.iterrows()}
     over = {label: tuple(excess) for label, row in rows.items() if (excess := rule.excess(row))}
@@ -175,10 +175,14 @@ def judge(
     undecided = next((label for label in smaller if label != best and _open(differences[label], rule.delta)), None)
     requirement = None
     if undecided is not None:
-        requirement = _requirement(scores[undecided], scores[best], differences[undecided], rule, shared, confidence)
+        requirement = _requirement(scores[undecided], scores[best], rule, shared, confidence)
     strongest = table[table["kind"] == "floor"].sort_values("test_accuracy")
     floor = str(strongest["strategy"].iloc[-1]) if len(strongest) else None
-    versus = None if floor is None else paired_difference(scores[chosen], floors[floor], confidence=confidence)
+    versus = (
+        None
+        if floor is None
+        else paired_difference(scores[chosen], floors[floor], confidence=confidence, pool=shared.with_floor())
+    )
 
     verdict = Verdict(chosen, best, differences, floor, versus, "", shown, over, undecided, requirement)
     sentences = [
@@ -188,7 +192,7 @@ def judge(
         _costs(verdict),
         _open_question(rows, verdict),
         _against_floor(floor, versus, table),
-        _against_majority(verdict, scores, floors, confidence),
+        _against_majority(verdict, scores, floors, confidence, shared),
         _collapses(rows, collapsed or {}),
         _over_budget(verdict, rule),
         _unequal([label for label in unequal if label in rows]) if differences else "",
@@ -206,14 +210,17 @@ def _open(gap: Interval, delta: float) -> bool:
 
 
 def _requirement(
-    scores: SeedScores, best: SeedScores, gap: Interval, rule: Rule, shared: Pool, confidence: float
+    scores: SeedScores, best: SeedScores, rule: Rule, shared: Pool, confidence: float
 ) -> Requirement | None:
-    """To find the difference that was seen, or delta where it is less than that."""
+    """To find a true difference of delta, the least that decides.
+
+    What was seen is no guide to the truth: of a tie it is mostly chance, and plans from it are too optimistic (Hoenig &
+    Heisey 2001, The American Statistician 55:19).
+    """
     components = difference_components(scores, best, shared)
-    if components is None:
+    if components is None or not rule.delta:
         return None
-    difference = max(rule.delta, abs(gap.mean))
-    return required(components, difference, confidence=confidence, compared=shared.compared)
+    return required(components, rule.delta, confidence=confidence, compared=shared.compared)
 
 
 def _collapsed(comparison: Comparison) -> dict[str, tuple[int, int]]:
@@ -316,7 +323,7 @@ def _open_question(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
         if min(rows[label]["seeds"], rows[best]["seeds"]) < 2:
             return f"{answer}One seed does not say how many would tell: raise final.seeds to 3 first."
         return answer.strip()
-    aim = f"To find a difference of {_points(needed.difference)} between {escape(label)} and {escape(best)}"
+    aim = f"To find a true difference of {_points(needed.difference)} between {escape(label)} and {escape(best)}"
     aim += f" ({100 * POWER:.0f} % power)"
     seen = f"{min(rows[label]['seeds'], rows[best]['seeds']):.0f}"
     if needed.seeds is None or needed.items is None:
@@ -344,12 +351,17 @@ def _against_floor(floor: str | None, versus: Interval | None, table: pd.DataFra
 
 
 def _against_majority(
-    verdict: Verdict, scores: Mapping[str, SeedScores], floors: Mapping[str, SeedScores], confidence: float
+    verdict: Verdict,
+    scores: Mapping[str, SeedScores],
+    floors: Mapping[str, SeedScores],
+    confidence: float,
+    shared: Pool,
 ) -> str:
     """A warning where the chosen strategy is not shown to beat always naming one class."""
     if verdict.floor == "majority" or "majority" not in floors:
         return ""
-    versus = paired_difference(scores[str(verdict.chosen)], floors["majority"], confidence=confidence)
+    against = shared.with_floor()
+    versus = paired_difference(scores[str(verdict.chosen)], floors["majority"], confidence=confidence, pool=against)
     return "**It is not shown to be better than always naming the majority class.**" if versus.low <= 0 else ""
 
 

@@ -68,6 +68,7 @@ def test_looks_at_the_test_split_are_counted(built):
 def test_study_of_failures_only_is_still_a_report(built):
     report = built[FAILURES]
     assert report.summary.startswith("Nothing can be chosen yet")
+    assert report.summary.endswith("The trial accounting below says why.")  # a new run may try nothing more
     assert not [path for path in report.files if path.suffix == ".svg"] and "![" not in prose(report)
     assert "failed: out of memory (2 times)" in prose(report)
     assert "## Best hyperparameters" not in prose(report) and "## Floors" not in prose(report)
@@ -155,6 +156,8 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
         "chosen by `validation_accuracy`",
         "Seeds of the finals: 1000, 1001, 1002, the same for every strategy.",
         "Wilson's, with the variance over seeds and test items",
+        "Its interval counts both. It holds for all pairs of strategies at once",
+        "Intervals hold for the configurations that were found; another search might find others.",
         "Epoch ceiling: 4.",
         "Pruner: median.",
         "Device: cpu.",

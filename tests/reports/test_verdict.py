@@ -67,6 +67,8 @@ def test_ignorance_alone_does_not_make_the_smallest_win():
     assert verdict.differences["small"].tie
     assert (verdict.chosen, verdict.undecided) == ("large", "small")
     assert "The smaller small measured 10.0 points less than large, which chance could explain too" in verdict.summary
+    assert verdict.requirement.difference == 0.01  # not the 10 points that chance may have made
+    assert "To find a true difference of 1 point between small and large" in verdict.summary
 
 
 def test_the_smallest_of_what_cannot_be_told_apart_is_chosen_and_said_so():
@@ -81,7 +83,7 @@ def test_more_seeds_are_named_where_seeds_are_what_differs():
     """Enough items; the seeds of one strategy lie far apart."""
     steady = strategy(1000, 10_000)
     table = steady.correct.copy()
-    for seed, extra in enumerate((0, 90, 400)):
+    for seed, extra in enumerate((0, 60, 250)):
         table.iloc[2000 : 2000 + extra, seed] = 0
     verdict = decide({"steady": (770, SeedScores(table.mean(), table, None, 10_000)), "other": (1e6, steady)})
     assert verdict.undecided == "steady" and not verdict.requirement.more_items
