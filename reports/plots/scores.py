@@ -128,7 +128,7 @@ def _trade_off(
         drawing.alt += f" The choice: {said[order.index(names.index(str(chosen)))]}."
     drawing.alt += f" Pareto front: {listed(said[: len(front)])}."
     if len(order) > len(front):
-        drawing.alt += f" Beaten by a cheaper one or one as cheap: {listed(said[len(front) :])}."
+        drawing.alt += f" Off the front of the means (differences may be noise): {listed(said[len(front) :])}."
     return drawing
 
 

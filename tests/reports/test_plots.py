@@ -78,13 +78,13 @@ def test_front_holds_what_no_cheaper_or_equally_cheap_strategy_beats():
     assert pareto_front(cost, value) == [1, 0, 3]
 
 
-def test_alternative_text_names_the_choice_the_front_and_what_is_beaten():
+def test_alternative_text_names_the_choice_the_front_and_the_others():
     given = table([("frozen", 770, 0.75), ("lora", 148_000, 0.81), ("full", 22.7e6, 0.8)])
     alt = accuracy_figure(given, title="t", chosen="lora").alt
     assert (
         "The choice: lora 0.810 at 148 k." in alt and "Pareto front: frozen 0.750 at 770, lora 0.810 at 148 k." in alt
     )
-    assert alt.endswith("Beaten by a cheaper one or one as cheap: full 0.800 at 22.7 M.")
+    assert alt.endswith("Off the front of the means (differences may be noise): full 0.800 at 22.7 M.")
 
 
 def test_figures_with_nothing_to_show_are_left_out(uri):
