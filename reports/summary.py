@@ -254,6 +254,11 @@ def _summary(table: pd.DataFrame, n: int, n_datasets: int, test: RankTest | None
         if test.differing:
             pairs = _join([f"{formats.escape(a)} above {formats.escape(b)}" for a, b in test.differing])
             sentences.append(f"{verdict}; mean ranks more than {test.critical_difference:.2f} apart differ: {pairs}.")
+        elif test.p_value < 1 - confidence:
+            sentences.append(
+                f"{verdict}: the strategies do not all rank alike, but Nemenyi's test cannot say which differ: no two mean "
+                f"ranks are more than {test.critical_difference:.2f} apart."
+            )
         else:
             sentences.append(f"{verdict}: no strategy ranks above another beyond chance at {100 * confidence:g} %.")
     elif len(ranked) > 2 and n_datasets >= LEAST_DATASETS:
@@ -341,8 +346,8 @@ def _notes(loaded: Sequence[Comparison], scored: Sequence[Comparison], datasets:
         prints = {_one(c, "data_fingerprint") for c, name in zip(scored, datasets, strict=True) if name == dataset}
         if times > 1 and len(prints) > 1:
             notes.append(
-                f"Comparisons on {dataset} ran on different data (another split or train size): where they share a "
-                "panel of the figure, a difference may come from that."
+                f"Comparisons on {dataset} ran on different data (another split or train size, perhaps other data "
+                "altogether): where they share a panel of the figure, a difference may come from that."
             )
     if len({value for c in scored for value in c.studies[schema.N_TRIALS].dropna()}) > 1:
         notes.append("Not all studies were tuned with the same number of trials.")

@@ -81,7 +81,7 @@ def summary_figure(points: pd.DataFrame, *, alt: str, confidence: float = 0.95) 
         )  # fmt: skip
     figure.canvas.draw()  # constrained layout moves the axes: labels are placed afterwards
     _place(figure, labels)
-    return Drawing("accuracy_vs_parameters", figure, alt)
+    return Drawing("all_models", figure, alt)
 
 
 def _style(axes: Axes, title: str, confidence: float) -> None:
