@@ -256,8 +256,8 @@ def _summary(table: pd.DataFrame, n: int, n_datasets: int, test: RankTest | None
             sentences.append(f"{verdict}; mean ranks more than {test.critical_difference:.2f} apart differ: {pairs}.")
         elif test.p_value < 1 - confidence:
             sentences.append(
-                f"{verdict}: the strategies do not all rank alike, but Nemenyi's test cannot say which differ: no two mean "
-                f"ranks are more than {test.critical_difference:.2f} apart."
+                f"{verdict}: the strategies do not all rank alike, but Nemenyi's test cannot say which differ: no two "
+                f"mean ranks are more than {test.critical_difference:.2f} apart."
             )
         else:
             sentences.append(f"{verdict}: no strategy ranks above another beyond chance at {100 * confidence:g} %.")
