@@ -147,7 +147,6 @@ def _context(
         "shifted": _one(shifted["shifted"]).rpartition(" ")[0],
         "accounting_table": _accounting_markdown(accounting),
         "accounting_notes": _accounting_notes(loaded, accounting),
-        "floors_table": _floors_markdown(table, confidence),
         "floors_notes": _floors_notes(loaded),
         "measured": _measured(loaded, table, verdict, scores, confidence),
         "data": _data(loaded),
@@ -378,18 +377,6 @@ def _reasons(given: dict[str, int]) -> str:
     ]
     more = sum(list(given.values())[_MOST_REASONS:])
     return "; ".join(shown[:_MOST_REASONS]) + (f"; and {more} with other reasons" if more else "")
-
-
-def _floors_markdown(table: pd.DataFrame, confidence: float) -> str:
-    rows = [
-        [
-            formats.escape(formats.floor_name(str(row["strategy"]))),
-            _accuracy(dict(row)),
-            formats.score(row["test_macro_f1"]),
-        ]
-        for _, row in table[table["kind"] == "floor"].iterrows()
-    ]
-    return formats.markdown_table(["floor", f"test accuracy [{100 * confidence:g} %]", "macro-F1"], rows)
 
 
 def _floors_notes(loaded: Comparison) -> list[str]:
