@@ -19,7 +19,7 @@ from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
 from reports.plots import report_figures
 from reports.rules_of_thumb import rules_markdown, try_rules
-from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores
+from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores, check_confidence
 from reports.tables import (
     ACCOUNT_STATES,
     accounting_table,
@@ -33,7 +33,6 @@ from reports.tables import (
 )
 from reports.verdict import Rule, Verdict, judge_comparison
 from sweeper import schema
-from sweeper.errors import ConfigError
 
 __all__ = ["REPORT_NAME", "Report", "build_report"]
 
@@ -90,8 +89,7 @@ def build_report(
             a link that leads out of ``reports_dir``.
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"confidence is {confidence}; allowed: between 0 and 1, e.g. 0.95")
+    check_confidence(confidence)
     loaded = load_comparison(tracking_uri, comparison)
     table = comparison_table(loaded, confidence)
     accounting = accounting_table(loaded)
@@ -198,7 +196,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
                 _trainable(row),
                 formats.percent(row["trainable_pct"]),
                 formats.MISSING if pd.isna(head) or pd.isna(backbone) else parts,
-                _accuracy(row),
+                formats.accuracy(row),
                 against if len(verdict.differences) or verdict.over_budget else formats.MISSING,
                 formats.score(row["test_macro_f1"]),
                 formats.score(row["best_validation_accuracy"]),
@@ -209,7 +207,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
         name = f"*{formats.escape(formats.floor_name(str(row['strategy'])))}*"
         blank = [formats.MISSING] * 2
         size = formats.count(row["trainable_params"])
-        rows.append([name, size, *blank, _accuracy(row), blank[0], formats.score(row["test_macro_f1"]), *blank])
+        rows.append([name, size, *blank, formats.accuracy(row), blank[0], formats.score(row["test_macro_f1"]), *blank])
     return formats.markdown_table(header, rows)
 
 
@@ -531,10 +529,6 @@ def _versions(versions: dict[str, str]) -> str:
     first = [package for package in _PACKAGES if package in versions]
     ordered = first + sorted(set(versions) - set(first))
     return ", ".join(f"{formats.escape(package)} {formats.escape(versions[package])}" for package in ordered)
-
-
-def _accuracy(row: dict[str, Any]) -> str:
-    return formats.score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
 
 
 def _of(number: float, asked: float, *, always: bool = False) -> str:
