@@ -25,7 +25,7 @@ FEW_STEPS = 50  # optimiser steps; fine-tuning on so few is unstable (Mosbach et
 EDGE = 0.05  # of a search space's width, on the scale that it is sampled on
 FEW_VALUES = 4  # of a space of fewer, an end is the best by chance half of the time
 LOSS_RISE = 0.1  # of the lowest validation loss
-_TRAINED_FLOORS = ("majority", "tfidf_logreg", "pixels_logreg")
+_FITTED_FLOORS = ("majority", "tfidf_logreg", "pixels_logreg")
 _MAJORITY = "majority"
 _ENDS_OF_MODELS = (("num_blocks", "high"),)  # a model has no more
 
@@ -80,7 +80,7 @@ def below_floor(evidence: Evidence) -> list[str]:
     for label, scores in evidence.scores.items():
         gaps = {
             name: paired_difference(scores, evidence.floors[name], confidence=evidence.confidence, pool=shared)
-            for name in _TRAINED_FLOORS
+            for name in _FITTED_FLOORS
             if name in evidence.floors
         }
         worse = {name: gap for name, gap in gaps.items() if gap.high < 0}

@@ -13,10 +13,10 @@ from reports.load import Comparison, load_curve
 from reports.plots import size_figure
 from reports.render import Report
 from reports.rules_of_thumb import rules_markdown, try_rules
+from reports.stats import check_confidence
 from reports.tables import size_table
 from reports.verdict import Rule, judge_comparison
 from sweeper import schema
-from sweeper.errors import ConfigError
 
 __all__ = ["REPORT_NAME", "build_size_report"]
 
@@ -42,8 +42,7 @@ def build_size_report(
         ThawlineError: the store cannot be read, holds no such curve, or the folder cannot be written.
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"confidence is {confidence}; allowed: between 0 and 1, e.g. 0.95")
+    check_confidence(confidence)
     comparisons = load_curve(tracking_uri, curve)
     table = size_table(comparisons, confidence)
     chosen = {
@@ -104,15 +103,11 @@ def _markdown(
         row = [formats.setting(comparison.train_size)]
         for key in names:
             given = cells.get(key)
-            shown = formats.MISSING if given is None else _accuracy(given)
+            shown = formats.MISSING if given is None else formats.accuracy(given)
             won = key == ("strategy", chosen[comparison.name])
             row.append(f"**{shown}**" if won else shown)
         rows.append(row)
     return formats.markdown_table(header, rows)
-
-
-def _accuracy(row: pd.Series) -> str:
-    return formats.score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
 
 
 def _floor(name: str) -> str:

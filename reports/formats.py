@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 __all__ = [
     "MISSING",
+    "accuracy",
     "code",
     "count",
     "duration",
@@ -126,6 +128,11 @@ def score_interval(mean: float | None, low: float | None, high: float | None, *,
     if is_missing(low) or is_missing(high):
         return shown(mean)
     return f"{shown(mean)} [{shown(low)}, {shown(high)}]"
+
+
+def accuracy(row: Mapping[str, Any] | pd.Series) -> str:
+    """The test accuracy of a row of ``tables.comparison_table`` with its interval."""
+    return score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
 
 
 def setting(value: object) -> str:

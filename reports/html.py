@@ -76,6 +76,8 @@ def sort_value(text: str) -> float | None:
             break
     if not at or re.match(r"\w", text[at - 1 :]):  # no number, or a word that begins with one
         return None
+    if len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\(.*?\)|\[.*?\]", "", text[at - 1 :]))) > 2:  # a sentence that does
+        return None
     return sign * total
 
 

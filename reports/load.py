@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 __all__ = [
+    "FINISHED",
     "PREDICTION_COLUMNS",
     "Comparison",
     "best_trial",
@@ -49,7 +50,8 @@ _PAGE = 1000  # the most that MLflow returns at once
 _NEXT_STEP = "Run `make sweep` first, or name another store with tracking.uri=..."
 _LARGEST = 1e308
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-_FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, schema.STATE_FAILED)
+#: States of trials that came to an end of their own.
+FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, schema.STATE_FAILED)
 _STATE_OF_STATUS = {
     "FINISHED": schema.STATE_COMPLETE,
     "FAILED": schema.STATE_FAILED,
@@ -672,10 +674,10 @@ def _mark_use(runs: pd.DataFrame, studies: pd.DataFrame) -> pd.DataFrame:
 
     trials = runs[(runs["kind"] == schema.KIND_TRIAL) & runs[schema.PARAM_TRIAL].notna()]
     key = ["study", schema.PARAM_TRIAL]
-    finished = trials[trials["state"].isin(_FINISHED)]
+    finished = trials[trials["state"].isin(FINISHED)]
     runs.loc[finished.index[finished.duplicated(key, keep="last")], "use"] = "ignored"
     done = set(finished[key].itertuples(index=False, name=None))
-    running = trials[~trials["state"].isin((*_FINISHED, schema.STATE_INTERRUPTED))]
+    running = trials[~trials["state"].isin((*FINISHED, schema.STATE_INTERRUPTED))]
     stale = [row.Index for row in running[key].itertuples() if tuple(row)[1:] in done]
     runs.loc[stale, "use"] = "ignored"
 

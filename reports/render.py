@@ -20,7 +20,7 @@ from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
 from reports.plots import report_figures
 from reports.rules_of_thumb import rules_markdown, try_rules
-from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores, pool
+from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores, check_confidence, pool
 from reports.tables import (
     ACCOUNT_STATES,
     accounting_table,
@@ -34,7 +34,6 @@ from reports.tables import (
 )
 from reports.verdict import Rule, Verdict, judge_comparison
 from sweeper import schema
-from sweeper.errors import ConfigError
 
 __all__ = ["REPORT_NAME", "Report", "build_report"]
 
@@ -91,8 +90,7 @@ def build_report(
             a link that leads out of ``reports_dir``.
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"confidence is {confidence}; allowed: between 0 and 1, e.g. 0.95")
+    check_confidence(confidence)
     loaded = load_comparison(tracking_uri, comparison)
     table = comparison_table(loaded, confidence)
     accounting = accounting_table(loaded)
@@ -149,7 +147,6 @@ def _context(
         "shifted": _one(shifted["shifted"]).rpartition(" ")[0],
         "accounting_table": _accounting_markdown(accounting),
         "accounting_notes": _accounting_notes(loaded, accounting),
-        "floors_table": _floors_markdown(table, confidence),
         "floors_notes": _floors_notes(loaded),
         "measured": _measured(loaded, table, verdict, scores, confidence),
         "data": _data(loaded),
@@ -201,7 +198,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
                 _trainable(row),
                 formats.percent(row["trainable_pct"]),
                 formats.MISSING if pd.isna(head) or pd.isna(backbone) else parts,
-                _accuracy(row),
+                formats.accuracy(row),
                 against if len(verdict.differences) or verdict.over_budget else formats.MISSING,
                 formats.score(row["test_macro_f1"]),
                 formats.score(row["best_validation_accuracy"]),
@@ -212,7 +209,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
         name = f"*{formats.escape(formats.floor_name(str(row['strategy'])))}*"
         blank = [formats.MISSING] * 2
         size = formats.count(row["trainable_params"])
-        rows.append([name, size, *blank, _accuracy(row), blank[0], formats.score(row["test_macro_f1"]), *blank])
+        rows.append([name, size, *blank, formats.accuracy(row), blank[0], formats.score(row["test_macro_f1"]), *blank])
     return formats.markdown_table(header, rows)
 
 
@@ -382,18 +379,6 @@ def _reasons(given: dict[str, int]) -> str:
     return "; ".join(shown[:_MOST_REASONS]) + (f"; and {more} with other reasons" if more else "")
 
 
-def _floors_markdown(table: pd.DataFrame, confidence: float) -> str:
-    rows = [
-        [
-            formats.escape(formats.floor_name(str(row["strategy"]))),
-            _accuracy(dict(row)),
-            formats.score(row["test_macro_f1"]),
-        ]
-        for _, row in table[table["kind"] == "floor"].iterrows()
-    ]
-    return formats.markdown_table(["floor", f"test accuracy [{100 * confidence:g} %]", "macro-F1"], rows)
-
-
 def _floors_notes(loaded: Comparison) -> list[str]:
     """How prompted models were asked, a sentence each."""
     lines = []
@@ -559,10 +544,6 @@ def _versions(versions: dict[str, str]) -> str:
     first = [package for package in _PACKAGES if package in versions]
     ordered = first + sorted(set(versions) - set(first))
     return ", ".join(f"{formats.escape(package)} {formats.escape(versions[package])}" for package in ordered)
-
-
-def _accuracy(row: dict[str, Any]) -> str:
-    return formats.score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
 
 
 def _of(number: float, asked: float, *, always: bool = False) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "Pool",
     "SeedScores",
     "accuracy_interval",
+    "check_confidence",
     "critical_value",
     "crossed_components",
     "difference_components",
@@ -325,7 +326,7 @@ def t_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    _check(confidence)
+    check_confidence(confidence)
     values = np.asarray(values, dtype=float)
     mean = float(values.mean()) if values.size else math.nan
     if values.size < 2 or np.ptp(values) == 0:
@@ -340,7 +341,7 @@ def wilson_interval(accuracy: float, n_items: int, *, confidence: float = 0.95) 
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    _check(confidence)
+    check_confidence(confidence)
     hits = min(n_items, max(0, round(accuracy * n_items)))
     bounds = stats.binomtest(hits, n_items).proportion_ci(confidence, method="wilson")
     return Interval(accuracy, float(bounds.low), float(bounds.high), METHOD_SCORE)
@@ -359,7 +360,7 @@ def accuracy_interval(scores: SeedScores, *, confidence: float = 0.95) -> Interv
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    _check(confidence)
+    check_confidence(confidence)
     if scores.accuracies.empty:
         return Interval(math.nan, math.nan, math.nan, METHOD_NONE)
     mean = float(scores.accuracies.mean())
@@ -402,7 +403,7 @@ def paired_difference(
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    _check(confidence)
+    check_confidence(confidence)
     if first.accuracies.empty or second.accuracies.empty:
         return Interval(math.nan, math.nan, math.nan, METHOD_NONE)
     components = difference_components(first, second, pool)
@@ -483,6 +484,7 @@ def _common_seeds(first: SeedScores, second: SeedScores) -> list[int]:
     return list(first.accuracies.index.intersection(second.accuracies.index))
 
 
-def _check(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Raise ``ConfigError`` unless a confidence is between 0 and 1."""
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence is {confidence}; allowed: between 0 and 1, e.g. 0.95")

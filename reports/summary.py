@@ -23,7 +23,7 @@ from reports.files import report_folder, write_pages
 from reports.load import Comparison, list_comparisons, load_comparison
 from reports.plots.summary import summary_figure
 from reports.render import Report
-from reports.stats import SeedScores, paired_difference, pool
+from reports.stats import SeedScores, check_confidence, paired_difference, pool
 from reports.tables import comparison_table, strategy_scores
 from reports.verdict import Rule, judge_comparison
 from sweeper import schema
@@ -62,8 +62,7 @@ def build_summary(
         ThawlineError: the store cannot be read, a comparison is unknown, or the folder cannot be written.
         ConfigError: ``confidence`` is not between 0 and 1, or fewer than two comparisons have test scores.
     """
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"confidence is {confidence}; allowed: between 0 and 1, e.g. 0.95")
+    check_confidence(confidence)
     everything = list(comparisons) == [ALL]
     names = list(list_comparisons(tracking_uri)["comparison"]) if everything else list(dict.fromkeys(comparisons))
     loaded = [load_comparison(tracking_uri, str(name)) for name in names]
@@ -254,6 +253,11 @@ def _summary(table: pd.DataFrame, n: int, n_datasets: int, test: RankTest | None
         if test.differing:
             pairs = _join([f"{formats.escape(a)} above {formats.escape(b)}" for a, b in test.differing])
             sentences.append(f"{verdict}; mean ranks more than {test.critical_difference:.2f} apart differ: {pairs}.")
+        elif test.p_value < 1 - confidence:
+            sentences.append(
+                f"{verdict}: the strategies do not all rank alike, but Nemenyi's test cannot say which differ: no two "
+                f"mean ranks are more than {test.critical_difference:.2f} apart."
+            )
         else:
             sentences.append(f"{verdict}: no strategy ranks above another beyond chance at {100 * confidence:g} %.")
     elif len(ranked) > 2 and n_datasets >= LEAST_DATASETS:
@@ -306,21 +310,19 @@ def _accuracy_markdown(
     header = [f"test accuracy [{100 * confidence:g} %]", *map(formats.escape, labels), "*strongest floor*"]
     rows = []
     for title, table, winner in zip(titles, tables, chosen, strict=True):
-        cells = {row["strategy"]: _accuracy(row) for row in table[table["kind"] == "strategy"].to_dict("records")}
+        cells = {
+            row["strategy"]: formats.accuracy(row) for row in table[table["kind"] == "strategy"].to_dict("records")
+        }
         row = [formats.escape(title)]
         row += [f"**{cells[label]}**" if label == winner else cells.get(label, formats.MISSING) for label in labels]
         floors = table[(table["kind"] == "floor") & table["test_accuracy"].notna()].sort_values("test_accuracy")
-        strongest = floors.to_dict("records")[-1:] or None
-        floor = (
-            strongest
-            and f"{_accuracy(strongest[0])} {formats.escape(formats.floor_name(strongest[0]['strategy'], short=True))}"
-        )
-        rows.append([*row, floor or formats.MISSING])
+        strongest = floors.to_dict("records")[-1:]
+        floor = formats.MISSING
+        if strongest:
+            name = formats.floor_name(strongest[0]["strategy"], short=True)
+            floor = f"{formats.accuracy(strongest[0])} {formats.escape(name)}"
+        rows.append([*row, floor])
     return formats.markdown_table(header, rows)
-
-
-def _accuracy(row: dict[str, float]) -> str:
-    return formats.score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
 
 
 def _alt_text(titles: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:
@@ -341,8 +343,8 @@ def _notes(loaded: Sequence[Comparison], scored: Sequence[Comparison], datasets:
         prints = {_one(c, "data_fingerprint") for c, name in zip(scored, datasets, strict=True) if name == dataset}
         if times > 1 and len(prints) > 1:
             notes.append(
-                f"Comparisons on {dataset} ran on different data (another split or train size): where they share a "
-                "panel of the figure, a difference may come from that."
+                f"Comparisons on {dataset} ran on different data (another split or train size, perhaps other data "
+                "altogether): where they share a panel of the figure, a difference may come from that."
             )
     if len({value for c in scored for value in c.studies[schema.N_TRIALS].dropna()}) > 1:
         notes.append("Not all studies were tuned with the same number of trials.")

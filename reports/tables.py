@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from reports.formats import is_missing
-from reports.load import Comparison, best_trial
+from reports.load import FINISHED, Comparison, best_trial
 from reports.stats import SeedScores, accuracy_interval, seed_scores
 from sweeper import schema
 
@@ -40,7 +40,6 @@ ACCOUNT_STATES = (
     schema.STATE_RUNNING,
 )
 _SHIFTED_COLUMNS = (schema.SHIFTED_ACCURACY, "shifted_accuracy_low", "shifted_accuracy_high")
-_FINISHED = (schema.STATE_COMPLETE, schema.STATE_PRUNED, schema.STATE_DIVERGED, schema.STATE_FAILED)
 
 
 def strategy_scores(comparison: Comparison) -> dict[str, SeedScores]:
@@ -147,10 +146,10 @@ def _strategy_row(comparison: Comparison, study: pd.Series, scores: SeedScores, 
         "seeds": float(len(finals)),
         "seeds_asked": _number(study[schema.FINAL_SEEDS]),
         "best_validation_accuracy": math.nan if trial is None else float(trial[schema.BEST_VALIDATION_ACCURACY]),
-        "trial_seconds": float(trials.loc[trials["state"].isin(_FINISHED), schema.TRAIN_SECONDS].mean()),
+        "trial_seconds": float(trials.loc[trials["state"].isin(FINISHED), schema.TRAIN_SECONDS].mean()),
         "train_seconds": float(finals[schema.TRAIN_SECONDS].mean()) if len(finals) else math.nan,
         "tuning_seconds": float(spent.sum()) if is_missing(tuning) and len(spent) else _number(tuning),
-        "trials": float(trials["state"].isin(_FINISHED).sum()),
+        "trials": float(trials["state"].isin(FINISHED).sum()),
         "peak_memory_mb": measured(schema.PEAK_MEMORY_MB, "max"),
         "test_samples_per_second": float(finals[schema.TEST_SAMPLES_PER_SECOND].mean()) if len(finals) else math.nan,
     }
@@ -291,7 +290,7 @@ def accounting_table(comparison: Comparison) -> pd.DataFrame:
         failed = unscored[unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))]
         rows.append(
             {"strategy": study["label"], "asked": _number(study[schema.N_TRIALS]), **counts}
-            | {"finished": sum(counts[state] for state in _FINISHED)}
+            | {"finished": sum(counts[state] for state in FINISHED)}
             | {"state": study["state"], "study_reason": study["reason"], "reasons": reasons}
             | {"finals_failed": len(failed), "finals_reasons": dict(Counter(failed["reason"].dropna()).most_common())}
         )

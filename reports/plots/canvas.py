@@ -202,8 +202,8 @@ def listed(parts: Sequence[str], most: int = 8) -> str:
 
 
 def legend_handle(look: Look, label: str, **style: Any) -> Any:
-    """An entry of a legend for a series of marks."""
+    """An entry of a legend for a series of marks; its label is never read as mathematics, or hidden for a ``_``."""
     from matplotlib.lines import Line2D
 
     given: dict[str, Any] = {"ls": "", "marker": look.marker, "color": look.color, "mec": PAPER, "ms": 6.5}
-    return Line2D([], [], label=short(label, 30), **given | style)
+    return Line2D([], [], label=short(label, 30).replace("$", r"\$").lstrip("_"), **given | style)

@@ -67,15 +67,30 @@ def label_points(
     high: np.ndarray,
     names: Sequence[str],
     chosen: str | None,
-) -> dict[str, Text]:
-    """Write each strategy's name beside its point, at the first place that is free of marks and other labels."""
+    colors: Sequence[str] | None = None,
+) -> list[Text]:
+    """Write each strategy's name beside its point, at the first place that is free of marks and other labels.
+
+    Args:
+        axes: with its final limits and size.
+        x: of the points, in data coordinates, as are the next three.
+        y: of the points.
+        low: lower ends of their bars.
+        high: upper ends of their bars.
+        names: of the points; may repeat.
+        chosen: the name to highlight.
+        colors: of the names; by default all but the chosen one are in ink.
+
+    Returns:
+        The texts, in the order of ``names``.
+    """
     from matplotlib.transforms import Bbox
 
     figure: Any = axes.figure
     renderer = figure.canvas.get_renderer()
     unit = figure.dpi / 72  # pixels per point
     taken = []
-    written: dict[str, Text] = {}
+    written: dict[int, Text] = {}
     for xi, yi, lo, hi in zip(x, y, low, high, strict=True):
         (px, bottom), (_, top), (_, middle) = axes.transData.transform([(xi, lo), (xi, hi), (xi, yi)])
         taken.append(Bbox.from_extents(px - 2 * unit, bottom, px + 2 * unit, top))
@@ -86,7 +101,8 @@ def label_points(
     for i in np.argsort(-y, kind="stable"):
         text = axes.annotate(
             short(names[i], 32), (x[i], y[i]), xytext=(9, 0), textcoords="offset points", fontsize=9.5,
-            color=CHOSEN if names[i] == chosen else INK, fontweight="bold" if names[i] == chosen else "normal",
+            color=CHOSEN if names[i] == chosen else colors[i] if colors else INK,
+            fontweight="bold" if names[i] == chosen else "normal",
             va="center", bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # over the line of the front
             parse_math=False, zorder=5,
         )  # fmt: skip
@@ -112,9 +128,9 @@ def label_points(
                 end = (min(max(px, box.x0), box.x1), box.y0 if dy > 0 else box.y1)
                 (x0, y0), (x1, y1) = axes.transData.inverted().transform([(px, middle), end])
                 axes.plot([x0, x1], [y0, y1], color=MUTED, lw=0.6, zorder=2, clip_on=False)
-        written[names[i]] = text
+        written[int(i)] = text
         taken.append(text.get_window_extent(renderer).padded(1.5 * unit))
-    return written
+    return [written[i] for i in range(len(names))]
 
 
 def _places(up: float, down: float) -> list[tuple[float, float, _Side]]:

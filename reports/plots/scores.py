@@ -16,7 +16,7 @@ from reports.plots.labels import dodge, label_ends, label_floors, label_points
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["accuracy_figure", "pareto_front", "size_figure", "tuning_figure"]
+__all__ = ["accuracy_figure", "limit_accuracy", "log_axis", "pareto_front", "size_figure", "tuning_figure"]
 
 _DURATIONS = (0.01, 0.1, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 86_400, 259_200, 864_000)  # seconds
 
@@ -90,7 +90,7 @@ def _trade_off(
     width = 0.73 if len(floors) else 0.875  # floors are named in the right margin
     axes = drawing.figure.add_axes((0.095, 0.125, width, 0.785), facecolor=PAPER)
     costs, y = strategies[column].to_numpy(float), strategies["test_accuracy"].to_numpy(float)
-    x = _place_on_log_axis(axes, costs, shown)
+    x = dodge(axes, log_axis(axes, costs, shown))
     low = strategies["test_accuracy_low"].fillna(strategies["test_accuracy"]).to_numpy(float)
     high = strategies["test_accuracy_high"].fillna(strategies["test_accuracy"]).to_numpy(float)
     names = [str(strategy) for strategy in strategies["strategy"]]
@@ -109,7 +109,7 @@ def _trade_off(
         for artist in (*bar, point):
             drawing.mark(artist, strategy, values[i])
 
-    drawn, below = _limit_accuracy(axes, low, high, floors)
+    drawn, below = limit_accuracy(axes, low, high, floors)
     style_axes(axes, title)
     axes.set_xlabel(f"{what} (log scale)", fontsize=9.5, color=INK)
     axes.set_ylabel(f"test accuracy, {100 * confidence:g} % interval", fontsize=9.5, color=INK)
@@ -118,7 +118,7 @@ def _trade_off(
     drawing.figure.text(0.985, 0.028, "   ".join(key), fontsize=8, color=MUTED, ha="right", va="center")
     drawing.figure.canvas.draw()
     label_floors(axes, drawn, below)
-    for strategy, text in label_points(axes, x, y, low, high, names, chosen).items():
+    for strategy, text in zip(names, label_points(axes, x, y, low, high, names, chosen), strict=True):
         drawing.mark(text, strategy)
 
     order = [*front, *(i for i in np.argsort(costs, kind="stable") if i not in front)]
@@ -128,7 +128,7 @@ def _trade_off(
         drawing.alt += f" The choice: {said[order.index(names.index(str(chosen)))]}."
     drawing.alt += f" Pareto front: {listed(said[: len(front)])}."
     if len(order) > len(front):
-        drawing.alt += f" Beaten by a cheaper one or one as cheap: {listed(said[len(front) :])}."
+        drawing.alt += f" Off the front of the means (differences may be noise): {listed(said[len(front) :])}."
     return drawing
 
 
@@ -196,7 +196,7 @@ def size_figure(table: pd.DataFrame, *, title: str, confidence: float = 0.95) ->
     return drawing
 
 
-def _place_on_log_axis(axes: Axes, values: np.ndarray, shown: Callable[[float], str]) -> np.ndarray:
+def log_axis(axes: Axes, values: np.ndarray, shown: Callable[[float], str]) -> np.ndarray:
     """Set up the x axis; returns the positions, where a zero lies a decade left of the smallest value."""
     positive = values[values > 0]
     least, most = (positive.min(), positive.max()) if positive.size else (1.0, 10.0)
@@ -220,10 +220,10 @@ def _place_on_log_axis(axes: Axes, values: np.ndarray, shown: Callable[[float], 
         ticks, labels = [zero, *(t for t in ticks if t > zero)], ["0", *(shown(t) for t in ticks if t > zero)]
     axes.set_xticks(ticks, labels)
     axes.set_xticks([], minor=True)
-    return dodge(axes, x)
+    return x
 
 
-def _limit_accuracy(
+def limit_accuracy(
     axes: Axes, low: np.ndarray, high: np.ndarray, floors: pd.DataFrame
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """Set up the y axis; returns the floors drawn as lines and those named below the edge."""

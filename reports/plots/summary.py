@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from reports.formats import count, floor_name
-from reports.plots.canvas import GRID, INK, MUTED, PAPER, SERIES, Drawing, short
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from reports.formats import count, score_interval
+from reports.plots.canvas import INK, PAPER, Drawing, legend_handle, looks, new_figure, short, style_axes
+from reports.plots.labels import dodge, label_floors, label_points
+from reports.plots.scores import limit_accuracy, log_axis
 
 __all__ = ["summary_figure"]
 
-_MARKS = "osD^vPX<"
-_PANEL = (5.0, 3.5)  # inches
+_PANEL = (5.6, 3.5)  # inches
 
 
 def summary_figure(points: pd.DataFrame, *, alt: str, confidence: float = 0.95) -> Drawing | None:
@@ -33,137 +28,51 @@ def summary_figure(points: pd.DataFrame, *, alt: str, confidence: float = 0.95) 
         alt: what the figure shows, plain text.
         confidence: named in the axis label.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     points = points[points["test_accuracy"].notna()]
     drawn = points[(points["kind"] == "strategy") & points["trainable_params"].notna()]
     if drawn.empty:
         return None
-    datasets, models = list(dict.fromkeys(drawn["dataset"])), list(dict.fromkeys(drawn["model"]))
-    columns = 1 if len(datasets) == 1 else 2 if len(datasets) <= 4 else 3
+    datasets, look = list(dict.fromkeys(drawn["dataset"])), looks([str(model) for model in drawn["model"]])
+    columns = min(2, len(datasets))
     rows = math.ceil(len(datasets) / columns)
-    figure = Figure(
-        figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.4), dpi=200, facecolor=PAPER, layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(datasets) :]:
-        axes.set_axis_off()
-    labels = []
-    for axes, dataset in zip(grid, datasets, strict=False):
-        _style(axes, dataset, confidence)
-        zero = _scale(axes, drawn["trainable_params"].to_numpy(float))
+    legend = math.ceil(len(look) / (2 * columns)) if len(look) > 1 else 0  # lines at the top
+    wide, tall = _PANEL[0] * columns, _PANEL[1] * rows + 0.22 * legend + 0.1
+    drawing = Drawing("all_models", new_figure(wide, tall), alt)
+    for i, dataset in enumerate(datasets):
+        left, bottom = _PANEL[0] * (i % columns) + 0.7, _PANEL[1] * (rows - 1 - i // columns) + 0.6
+        box = (left / wide, bottom / tall, (_PANEL[0] - 2.2) / wide, (_PANEL[1] - 1.0) / tall)  # a margin for the floor
+        axes = drawing.figure.add_axes(box, facecolor=PAPER)
         own = drawn[drawn["dataset"] == dataset]
-        for i, model in enumerate(models):
-            line = own[own["model"] == model].sort_values("trainable_params")
-            x = line["trainable_params"].clip(lower=zero).to_numpy(float)
-            y = line["test_accuracy"].to_numpy(float)
-            low, high = (line[f"test_accuracy_{end}"].fillna(line["test_accuracy"]) for end in ("low", "high"))
-            color = SERIES[i % len(SERIES)]
-            axes.vlines(x, low, high, color=color, lw=1.5, alpha=0.5, zorder=3)
-            axes.plot(x, y, _MARKS[i % len(_MARKS)], color=color, ms=6.5, mec=PAPER, mew=0.9, zorder=4)
-            labels += [(axes, px, py, str(name), color) for px, py, name in zip(x, y, line["strategy"], strict=True)]
+        places = pd.Series(log_axis(axes, drawn["trainable_params"].to_numpy(float), count), index=drawn.index)
+        x, y = dodge(axes, places[own.index].to_numpy(float)), own["test_accuracy"].to_numpy(float)
+        low, high = (
+            own[f"test_accuracy_{end}"].fillna(own["test_accuracy"]).to_numpy(float) for end in ("low", "high")
+        )
+        colors = [look[str(model)].color for model in own["model"]]
+        for j, row in enumerate(own.to_dict("records")):
+            reached = score_interval(y[j], row["test_accuracy_low"], row["test_accuracy_high"])
+            values = f"{row['strategy']}, {row['model']} on {dataset}: {reached}, trainable parameters "
+            values += count(row["trainable_params"])
+            bar = axes.plot([x[j], x[j]], [low[j], high[j]], color=colors[j], lw=1.8, alpha=0.5, zorder=3)
+            marker = look[str(row["model"])].marker
+            (point,) = axes.plot(x[j], y[j], marker, color=colors[j], ms=7, mec=PAPER, mew=0.9, zorder=4)
+            for artist in (*bar, point):
+                drawing.mark(artist, str(row["strategy"]), values)
         floors = points[(points["dataset"] == dataset) & (points["kind"] == "floor")]
-        if len(floors):
-            _draw_floor(axes, floors.loc[floors["test_accuracy"].idxmax()])
-        axes.margins(y=0.1)
-    if len(models) > 1:
-        handles = [
-            Line2D([], [], color=SERIES[i % len(SERIES)], marker=_MARKS[i % len(_MARKS)], lw=0, mec=PAPER, ms=7.5)
-            for i in range(len(models))
-        ]
-        names = [_plain(short(str(model), 40)) for model in models]
-        figure.legend(
-            handles, names, loc="outside upper left", ncols=min(4, len(models)), frameon=False, fontsize=9,
-            labelcolor=INK,
+        lines, away = limit_accuracy(axes, low, high, floors.nlargest(1, "test_accuracy"))
+        style_axes(axes, short(str(dataset), 50))
+        axes.set_xlabel("trainable parameters (log scale)", fontsize=9.5, color=INK)
+        axes.set_ylabel(f"test accuracy, {100 * confidence:g} % interval", fontsize=9.5, color=INK)
+        axes.locator_params(axis="y", nbins=7)
+        axes.tick_params(labelsize=8)
+        drawing.figure.canvas.draw()
+        label_floors(axes, lines, away)
+        names = [str(strategy) for strategy in own["strategy"]]
+        for name, text in zip(names, label_points(axes, x, y, low, high, names, None, colors), strict=True):
+            drawing.mark(text, name)
+    if legend:
+        drawing.figure.legend(
+            handles=[legend_handle(given, model) for model, given in look.items()], loc="upper left",
+            ncols=2 * columns, frameon=False, fontsize=9, labelcolor=INK,
         )  # fmt: skip
-    figure.canvas.draw()  # constrained layout moves the axes: labels are placed afterwards
-    _place(figure, labels)
-    return Drawing("accuracy_vs_parameters", figure, alt)
-
-
-def _style(axes: Axes, title: str, confidence: float) -> None:
-    axes.set_title(short(str(title), 60), loc="left", fontsize=10, color=INK, fontweight="bold", parse_math=False)
-    axes.set_xlabel("trainable parameters (log scale)", fontsize=8.5, color=INK)
-    axes.set_ylabel(f"test accuracy, {100 * confidence:g} % interval", fontsize=8.5, color=INK)
-    axes.tick_params(labelsize=8.5, colors=INK, length=0, pad=5)
-    axes.grid(axis="y", color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-
-
-def _scale(axes: Axes, params: np.ndarray) -> float:
-    """Set up the parameter axis; returns where a count of zero stands, a decade left of the others."""
-    positive = params[params > 0]
-    least, most = (positive.min(), positive.max()) if positive.size else (1.0, 10.0)
-    zero = float(10.0 ** (math.floor(math.log10(least)) - 1))
-    left = zero if (params <= 0).any() else least
-    span = max(math.log10(most / left), 1.0)
-    axes.set_xscale("log")
-    axes.set_xlim(left / 10 ** (0.1 * span), most * 10 ** (0.16 * span))
-    first, last = (math.log10(limit) for limit in axes.get_xlim())
-    powers = range(math.ceil(first), math.floor(last) + 1, max(1, math.ceil((last - first) / 7)))
-    ticks = {10.0**power: count(10.0**power) for power in powers if left > zero or 10.0**power > zero}
-    if left == zero:
-        ticks = {zero: "0", **ticks}
-    axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_xticks([], minor=True)
-    return zero
-
-
-def _draw_floor(axes: Axes, floor: pd.Series) -> None:
-    value = float(floor["test_accuracy"])
-    axes.axhline(value, color=MUTED, lw=1.0, ls=(0, (5, 4)), zorder=1)
-    axes.annotate(
-        f"{short(floor_name(str(floor['strategy']), short=True), 28)} {value:.3f}", (0.995, value),
-        xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", ha="right", va="bottom",
-        fontsize=7.5, color=MUTED, parse_math=False,
-    )  # fmt: skip
-
-
-def _place(figure: Figure, labels: list[tuple[Axes, float, float, str, str]]) -> None:
-    """Write each strategy's name at the first place around its mark that no mark or other name takes."""
-    from matplotlib.transforms import Bbox
-
-    renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    size = 4.5 * figure.dpi / 72
-    centres = [axes.transData.transform((x, y)) for axes, x, y, _, _ in labels]
-    taken = [Bbox.from_extents(px - size, py - size, px + size, py + size) for px, py in centres]
-    taken += [text.get_window_extent(renderer) for axes in figure.axes for text in axes.texts]
-    around = [
-        (dx, dy)
-        for distance in (0, 10, 20, 30)
-        for dy in ((distance, -distance) if distance else (0,))
-        for dx in (8, -8)
-    ]
-    for axes, x, y, name, color in labels:
-        text = axes.annotate(
-            short(name, 26), (x, y), xytext=(8, 0), textcoords="offset points", fontsize=8, color=color, va="center",
-            parse_math=False, zorder=5,
-        )  # fmt: skip
-        frame = axes.get_window_extent(renderer).padded(12)
-        costs = []
-        for dx, dy in around:
-            text.set_position((dx, dy))
-            text.set_horizontalalignment("left" if dx > 0 else "right")
-            box = text.get_window_extent(renderer)
-            outside = box.width * box.height - _shared(box, frame)
-            costs.append(sum(_shared(box, other) for other in taken) + outside)
-        dx, dy = around[int(np.argmin(costs))]
-        text.set_position((dx, dy))
-        text.set_horizontalalignment("left" if dx > 0 else "right")
-        taken.append(text.get_window_extent(renderer))
-
-
-def _shared(a: Any, b: Any) -> float:
-    """The area that two boxes share."""
-    return float(max(0.0, min(a.x1, b.x1) - max(a.x0, b.x0)) * max(0.0, min(a.y1, b.y1) - max(a.y0, b.y0)))
-
-
-def _plain(text: str) -> str:
-    """A legend reads mathematics between dollar signs and hides what begins with an underscore."""
-    return text.replace("$", r"\$").lstrip("_")
+    return drawing

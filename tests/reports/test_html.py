@@ -66,6 +66,7 @@ def test_logged_markup_is_text(pages):
         ("tie, \N{MINUS SIGN}0.004 [0, 1]", -0.004), ("best", 0.0), ("620 (62.0 %)", 620.0), ("2 of 3", 2.0),
         ("< 0.001 %", 0.001), ("2 d 3 h", 183_600.0), ("340 ms", 0.34), ("3.1e-4", 3.1e-4), ("12,808", 12_808.0),
         ("lora", None), ("8bit", None), ("", None), ("learning_rate = 3", None),
+        ("500 to 5,000 examples: full fine-tuning", None), ("3 (one lost its test score)", 3.0),
     ],
 )  # fmt: skip
 def test_cells_sort_by_their_number(text, value):

@@ -20,6 +20,7 @@ from reports.plots import (
     tuning_figure,
 )
 from reports.plots.canvas import looks
+from reports.plots.summary import summary_figure
 from sweeper import schema
 from tests.reports.conftest import FAILURES, Recorder
 
@@ -78,13 +79,13 @@ def test_front_holds_what_no_cheaper_or_equally_cheap_strategy_beats():
     assert pareto_front(cost, value) == [1, 0, 3]
 
 
-def test_alternative_text_names_the_choice_the_front_and_what_is_beaten():
+def test_alternative_text_names_the_choice_the_front_and_the_others():
     given = table([("frozen", 770, 0.75), ("lora", 148_000, 0.81), ("full", 22.7e6, 0.8)])
     alt = accuracy_figure(given, title="t", chosen="lora").alt
     assert (
         "The choice: lora 0.810 at 148 k." in alt and "Pareto front: frozen 0.750 at 770, lora 0.810 at 148 k." in alt
     )
-    assert alt.endswith("Beaten by a cheaper one or one as cheap: full 0.800 at 22.7 M.")
+    assert alt.endswith("Off the front of the means (differences may be noise): full 0.800 at 22.7 M.")
 
 
 def test_figures_with_nothing_to_show_are_left_out(uri):
@@ -105,6 +106,24 @@ def test_svg_is_the_same_each_time_and_holds_logged_text_as_text_only():
     assert "<script" not in svg and "&lt;script&gt;" in svg
     assert "<title>lora: 0.810 [0.790, 0.830], trainable parameters 148 k</title>" in svg
     assert "prefers-color-scheme:dark" in svg and "http://" not in svg.replace("http://www.w3.org/", "")
+
+
+def test_a_summary_has_a_panel_for_each_dataset_and_marks_that_know_their_values():
+    models = [f"$x_{{ {i}" for i in range(10)]
+    crowd = pd.concat([table(CROWD[:2], {"majority": 0.7, "tfidf_logreg": 0.74}).assign(model=m) for m in models])
+    given = pd.concat([crowd.assign(dataset=d) for d in ("films", "news", "$web_{")], ignore_index=True)
+    drawing = summary_figure(given, alt="all")
+    assert drawing.name == "all_models"
+    assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == ["films", "news", "$web_{"]
+    assert len({tuple(axes.get_xlim()) for axes in drawing.figure.axes}) == 1
+    assert all(any("TF-IDF + LR 0.740" in text.get_text() for text in axes.texts) for axes in drawing.figure.axes)
+    handles = drawing.figure.legends[0].legend_handles
+    assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == 10
+    values = [values for strategy, values in drawing.marks.values() if strategy == "frozen" and values]
+    assert len(values) == 2 * 10 * 3  # bars and points
+    assert "frozen, $x_{ 9 on news: 0.752 [0.732, 0.772], trainable parameters 770" in values
+    assert drawing.svg().count('data-strategy="frozen"') == 3 * 10 * 3  # with their names
+    assert summary_figure(given.assign(trainable_params=np.nan), alt="all") is None
 
 
 def test_series_look_different_from_each_other():

@@ -14,7 +14,7 @@ from scipy import stats
 
 import reports
 from reports.stats import SeedScores
-from reports.summary import outcomes, rank_test, shared_ranks
+from reports.summary import _summary, outcomes, rank_test, shared_ranks
 from sweeper import schema
 from sweeper.errors import ConfigError, ThawlineError
 from tests.reports.conftest import Recorder
@@ -35,7 +35,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("summary")
     recorder = Recorder(f"sqlite:///{folder / 'mlflow.db'}", folder)
     for name, (dataset, model, strategies) in TRUTH.items():
-        tags = {schema.TAG_DATASET: dataset, schema.TAG_MODEL: model}
+        tags = {schema.TAG_DATASET: dataset, schema.TAG_MODEL: model, schema.TAG_FINGERPRINT: f"sha256:{name}"}
         for strategy, accuracies in strategies.items():
             study = recorder.study(name, strategy, name=f"{model}-{dataset}-{strategy}-{name}", tags=tags)
             for seed, accuracy in enumerate(accuracies):
@@ -84,7 +84,9 @@ def test_rows_show_each_comparison_and_average_none(three):
     means = {f"{np.mean(values):.3f}" for values in ((0.801, 0.951, 0.902), (0.851, 0.851, 0.903))}
     assert not any(mean in text(report) for mean in means)
     assert "`make report COMPARISON=s-one,s-three,s-two`" in text(report)
-    figure = report.path.with_name("accuracy_vs_parameters.svg")
+    assert "Comparisons on films ran on different data (another split or train size, perhaps other data" in text(report)
+    # Not the name of a report's figure: both are logged to one folder of MLflow.
+    figure = report.path.with_name("all_models.svg")
     assert figure in report.files and figure.stat().st_size > 10_000
     assert f"]({figure.name})" in text(report)
 
@@ -160,6 +162,17 @@ def test_significance_needs_ten_datasets_and_three_strategies():
     # Demsar (2006), table 5: q = 2.343 for three strategies at the level 0.05.
     assert test.critical_difference == pytest.approx(2.343 * (3 * 4 / 60) ** 0.5, abs=1e-3)
     assert rank_test(pd.DataFrame([[2.0, 2.0, 2.0]] * 10, columns=list("abc"))).differing == ()
+
+
+def test_a_test_that_rejects_without_a_pair_says_both():
+    rows = ["2143", "3421", "2341", "3214", "3142", "4231", "2143", "4231", "3241", "4132"]
+    test = rank_test(pd.DataFrame([[float(rank) for rank in row] for row in rows], columns=list("abcd")))
+    assert test is not None and test.p_value < 0.05 and test.differing == ()
+    table = pd.DataFrame({"strategy": list("abcd"), "mean_rank": [2.9, 1.9, 3.0, 2.2], "chosen": 0})
+    said = _summary(table, 10, 10, test, 0.95)
+    assert "p = 0.033: the strategies do not all rank alike, but Nemenyi's test cannot say which differ" in said
+    assert "no two mean ranks are more than 1.48 apart" in said and "beyond chance" not in said
+    assert "no strategy ranks above another beyond chance at 99 %" in _summary(table, 10, 10, test, 0.99)
 
 
 def test_equal_strategies_are_rarely_called_different():
