@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import reports
+from sweeper import commands
+from sweeper.config import Config, TrackingConfig
 from sweeper.errors import ThawlineError
 from tests.cli import give_database
 from tests.reports.conftest import Recorder, predictions
@@ -168,6 +170,21 @@ def test_labels_of_anybody_are_text(store, tmp_path):
     assert report.path.parent.parent == tmp_path
 
 
+def test_the_command_prints_labels_that_look_like_markup(store, tmp_path, capsys):
+    """The console's own markup is square brackets, too."""
+    for name in ("a[/x]b", "b[/x]c"):
+        minimal(store, name, {"[bold]small[/x]": [0.80, 0.81], "la[/y]rge": [0.90, 0.91]})
+    tags = {"study": "size", "comparison": "c[/x]d", "curve": "e[/x]f", "strategy": "la[/y]rge"}
+    start(store, {"kind": "study", **tags}, {"train_size": 100}, {})
+    start(store, {"kind": "final", **tags}, {"seed": 0, "train_size": 100}, {"test_accuracy": 0.8})
+    for name in ("a[/x]b", ["a[/x]b", "b[/x]c"], "e[/x]f"):
+        config = Config(output_dir=str(tmp_path), tracking=TrackingConfig(uri=store))
+        config.report.comparison = name
+        commands.report(config)
+        printed = capsys.readouterr().out
+        assert "la[/y]rge" in printed and (not isinstance(name, str) or name in printed)
+
+
 def test_a_study_without_runs_is_a_report_that_chooses_nothing(store, tmp_path):
     minimal(store, "empty", {"a": []})
     report = reports.build_report(store, reports_dir=tmp_path, comparison="empty")
@@ -227,7 +244,7 @@ def test_a_tracking_server_and_the_artifacts_that_it_serves(server, tmp_path):
         accuracy, seed = run.data.metrics["test_accuracy"], int(run.data.params["seed"])
         client.log_text(run.info.run_id, predictions(accuracy, seed).to_csv(index=False), "predictions.csv")
     report = reports.build_report(server, reports_dir=tmp_path / "reports")
-    assert report.summary.startswith("Choose **large**") and "bootstrap over seeds and test items" in text(report)
+    assert report.summary.startswith("Train **large**") and "variance over seeds and test items" in text(report)
     assert len(reports.load_comparison(server).predictions) == 4
     assert list((tmp_path / "served").rglob("predictions.csv"))  # they lie with the server alone
     with pytest.raises(ThawlineError, match="unknown comparison 'their': did you mean 'theirs'"):
