@@ -140,8 +140,12 @@ def _build_summary(config: Config, names: Sequence[str]) -> reports.Report:
     )
 
 
+def _print_title(report: reports.Report, what: str, console: Console) -> None:
+    console.print(f"\n[bold]{escape(report.comparison)}[/bold], {what}", highlight=False, soft_wrap=True)
+
+
 def _print_summary(report: reports.Report, config: Config, console: Console) -> None:
-    console.print(f"\n[bold]{escape(report.comparison)}[/bold], ranks on the test splits", highlight=False, soft_wrap=True)
+    _print_title(report, "ranks on the test splits", console)
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("strategy", "mean rank", "wins", "ties", "losses", "chosen", "comparisons"):
         table.add_column(column, justify="left" if column == "strategy" else "right", overflow="fold", min_width=4)
@@ -155,7 +159,7 @@ def _print_summary(report: reports.Report, config: Config, console: Console) -> 
 
 def _print_size_report(report: reports.Report, config: Config, console: Console) -> None:
     sizes = sorted(report.table["train_size"].unique())
-    console.print(f"\n[bold]{escape(report.comparison)}[/bold], test accuracy by train size", highlight=False, soft_wrap=True)
+    _print_title(report, "test accuracy by train size", console)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("strategy", overflow="fold", min_width=8)
     for size in sizes:
@@ -193,7 +197,7 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 
 def _print_report(report: reports.Report, config: Config, console: Console) -> None:
-    console.print(f"\n[bold]{escape(report.comparison)}[/bold], test split", highlight=False, soft_wrap=True)
+    _print_title(report, "test split", console)
     table = Table(box=box.SIMPLE_HEAD)
     columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
     for column in columns:  # long names are folded, numbers never

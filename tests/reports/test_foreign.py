@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import reports
+from reports.plots import report_figures
 from sweeper import commands
 from sweeper.config import Config, TrackingConfig
 from sweeper.errors import ThawlineError
@@ -91,6 +93,10 @@ def test_minimal_keys_give_a_choice_with_an_interval(store, tmp_path):
     assert "Student's t over seeds" in text(report)
     assert not re.search(r"\b(nan|NaN|None|NaT)\b", text(report))
     assert text(report).startswith("# minimal: 2 strategies")  # neither a model nor a dataset is named
+    figures = report_figures(reports.load_comparison(store, "minimal"), report.table, chosen="small")
+    assert {drawn.get_text() for drawn in figures[0].figure.texts} >= {"minimal: what each trainable parameter buys"}
+    results = json.loads(report.path.with_name("results.json").read_text())
+    assert results["model"] is None and results["dataset"] is None
 
 
 def test_each_missing_key_is_named(store, tmp_path):
@@ -107,11 +113,11 @@ def test_each_missing_key_is_named(store, tmp_path):
     report = reports.build_report(store, reports_dir=tmp_path, comparison="missing")
     for note in (
         "2 finals of missing b have no param seed: only the newest of them counts",
-        "1 run is of kind final left out: complete, but the metric test\\_accuracy is missing or no fraction",
-        "1 run is of kind final left out: the tag thawline.study is missing, or no run of kind study",
-        "1 run is of kind trial left out: the tag thawline.study is missing",
+        "1 run of kind final is left out: complete, but the metric test\\_accuracy is missing or no fraction",
+        "1 run of kind final is left out: the tag thawline.study is missing, or no run of kind study",
+        "1 run of kind trial is left out: the tag thawline.study is missing",
         "1 run is left out: the tag thawline.kind is none of study, trial, final, floor",
-        "1 run is of kind study left out: the tag thawline.study is missing",
+        "1 run of kind study is left out: the tag thawline.study is missing",
         "The finals of missing b have no metric trainable\\_params",
     ):
         assert note.replace("\\", "") in text(report).replace("\\", ""), note
@@ -156,7 +162,7 @@ def test_metrics_that_are_no_numbers_are_missing_ones(store, tmp_path):
     row = report.table.set_index("strategy").loc["a"]
     assert row["test_accuracy"] == pytest.approx(0.805) and row["seeds"] == 2 and row["tuning_seconds"] == 0.5
     assert row["best_validation_accuracy"] == 0.5
-    assert "2 runs are of kind final left out" in text(report)
+    assert "2 runs of kind final are left out" in text(report)
     assert not re.search(r"\b(nan|NaN|inf)\b|e\+30[0-9]|\d{12}", text(report))
 
 
