@@ -13,8 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from reports import formats
 from reports.formats import code, count, escape, floor_name, is_missing, score, score_interval, setting
-from reports.load import Comparison, best_trial
+from reports.load import Comparison, best_trial, score_column
 from reports.stats import SeedScores, paired_difference, pool
 from reports.tables import floor_scores, strategy_scores
 from sweeper import schema
@@ -23,7 +24,8 @@ __all__ = ["CHECKS", "Evidence", "evidence_of", "find_warnings"]
 
 FEW_STEPS = 50  # optimiser steps; fine-tuning on so few is unstable (Mosbach et al. 2021, arXiv:2006.04884)
 EDGE = 0.05  # of a search space's width, on the scale that it is sampled on
-FEW_VALUES = 4  # of a space of fewer, an end is the best by chance half of the time
+LEAST_VALUES = 4  # of a space of fewer, an end is the best by chance half of the time
+FEW_VALUES = 6  # and of fewer than these in 40 % of cases or more
 LOSS_RISE = 0.1  # of the lowest validation loss
 _FITTED_FLOORS = ("majority", "tfidf_logreg", "pixels_logreg")
 _MAJORITY = "majority"
@@ -191,7 +193,7 @@ def diverged(evidence: Evidence) -> list[str]:
     found = []
     for study in evidence.studies():
         comparison = evidence.comparison
-        finals = comparison.finals(study["study"], "ignored")
+        finals = comparison.lost_finals(study["study"])
         lost = int((finals["state"] == schema.STATE_DIVERGED).sum())
         if lost:
             found.append(
@@ -203,10 +205,11 @@ def diverged(evidence: Evidence) -> list[str]:
         gone = trials[trials["state"] == schema.STATE_DIVERGED]
         if len(gone):
             rates = pd.to_numeric(gone.get("learning_rate", pd.Series(dtype=float)), errors="coerce").dropna()
-            at = f" (learning rates {setting(rates.min())} to {setting(rates.max())})" if len(rates) else ""
-            trial = "trial" if len(trials) == 1 else "trials"
+            ends = list(dict.fromkeys((setting(rates.min()), setting(rates.max())))) if len(rates) else []
+            at = f" (learning rate{'s' * (len(ends) > 1)} {' to '.join(ends)})" if ends else ""
+            which = "its only trial" if len(trials) == 1 else f"{len(gone)} of {len(trials)} trials"
             found.append(
-                f"{escape(study['label'])}: {len(gone)} of {len(trials)} {trial} diverged{at}: that part of its budget "
+                f"{escape(study['label'])}: {which} diverged{at}: that part of its budget "
                 "bought nothing; a lower `strategy.search_space.learning_rate.high` spends it better."
             )
     return found
@@ -215,8 +218,8 @@ def diverged(evidence: Evidence) -> list[str]:
 def not_converged(evidence: Evidence) -> list[str]:
     """Finals whose validation accuracy was still rising at the last epoch.
 
-    Rising means that the last epoch of the ceiling gained, on average over the finals, more than one standard error of
-    a validation accuracy, sqrt(p (1 - p) / n), and more than one standard error over the finals.
+    Rising means that the last epoch of the ceiling gained, on average over the finals, more than two standard errors of
+    a validation accuracy, sqrt(p (1 - p) / n), and more than two standard errors over the finals.
     """
     found = []
     for study in evidence.studies():
@@ -231,10 +234,11 @@ def not_converged(evidence: Evidence) -> list[str]:
         if not gains or is_missing(size):
             continue
         gain, end = sum(gains) / len(gains), sum(ends) / len(ends)
-        if gain > max(math.sqrt(end * (1 - end) / size), _standard_error(gains)):
+        if gain > 2 * max(math.sqrt(end * (1 - end) / size), _standard_error(gains)):
             found.append(
                 f"{escape(study['label'])} was still improving when training ended: epoch {ceiling:.0f} brought "
-                f"{100 * gain:.1f} points of validation accuracy. Its score understates it; raise `trainer.epochs`."
+                f"{100 * gain:.1f} points of validation accuracy. Its score probably understates it; raise "
+                "`trainer.epochs`."
             )
     return found
 
@@ -294,7 +298,8 @@ def at_the_edge(evidence: Evidence) -> list[str]:
     """Best values at an end of their search space, where better ones may lie beyond.
 
     An end at 0 or 1 is one that most quantities cannot pass (a probability, a factor, a number of blocks), and is not
-    told of; nor is the number of blocks that a model has, or an end of so few values that one of them has to be it.
+    told of; nor is the number of blocks that a model has. Of few values an end is easily the best by chance: it is told
+    of where the second-best trial lies there, too, and never of fewer than four.
     """
     found = []
     for study in evidence.studies():
@@ -302,7 +307,9 @@ def at_the_edge(evidence: Evidence) -> list[str]:
         if trial is None:
             continue
         for name, bounds in evidence.comparison.spaces.get(str(study["study"]), {}).items():
-            end, low, high = _end(trial.get(name), bounds)
+            end, low, high, few = _end(trial.get(name), bounds)
+            if few and _second_best(evidence.comparison, study, trial, name, bounds) != end:
+                continue
             if not end or (low if end == "low" else high) in (0, 1) or (name, end) in _ENDS_OF_MODELS:
                 continue
             key = f"strategy.search_space.{name}.{'choices' if 'choices' in bounds else end}"
@@ -314,22 +321,34 @@ def at_the_edge(evidence: Evidence) -> list[str]:
     return found
 
 
-def _end(value: Any, bounds: dict[str, Any]) -> tuple[str, float, float]:
-    """``low`` or ``high`` where a value lies at that end of its space (else nothing), and the space's two ends."""
+def _second_best(comparison: Comparison, study: pd.Series, best: pd.Series, name: str, bounds: dict[str, Any]) -> str:
+    """The end of its space at which the best of the other complete trials has a hyperparameter, or empty text."""
+    trials = comparison.trials(study["study"])
+    others = trials[(trials["state"] == schema.STATE_COMPLETE) & (trials["run_id"] != best["run_id"])]
+    column = score_column(study, others)
+    values = pd.to_numeric(others.get(column, pd.Series(dtype=float)), errors="coerce").dropna()
+    if values.empty:
+        return ""
+    second = values.idxmin() if column.endswith("loss") else values.idxmax()
+    return _end(others.loc[second].get(name), bounds)[0]
+
+
+def _end(value: Any, bounds: dict[str, Any]) -> tuple[str, float, float, bool]:
+    """``low`` or ``high`` where a value lies at that end of its space, both ends, and if values are few."""
     try:
         given = float(value)
         if "choices" in bounds:
             choices = [float(choice) for choice in bounds["choices"]]
-            low, high, few = min(choices), max(choices), len(set(choices)) < FEW_VALUES
+            low, high, number = min(choices), max(choices), float(len(set(choices)))
         else:
             low, high, step = float(bounds["low"]), float(bounds["high"]), float(bounds.get("step") or 0)
-            few = step > 0 and (high - low) / step + 1 < FEW_VALUES
+            number = (high - low) / step + 1 if step > 0 else math.inf
         scale: Callable[[float], float] = math.log if bounds.get("log") or "choices" in bounds else float
         place = (scale(given) - scale(low)) / (scale(high) - scale(low))
     except (ArithmeticError, KeyError, TypeError, ValueError):  # names have no ends, foreign records any shape
-        return "", math.nan, math.nan
+        return "", math.nan, math.nan, False
     end = "low" if place <= EDGE else "high" if place >= 1 - EDGE else ""
-    return "" if few else end, low, high
+    return "" if number < LEAST_VALUES else end, low, high, number < FEW_VALUES
 
 
 #: The most serious first.
@@ -351,11 +370,8 @@ CHECKS = (
 
 
 def class_name(comparison: Comparison, label: object) -> str:
-    """A class as a reader knows it, as inert markdown: predictions hold its number in the order of the label names."""
-    names = comparison.data_summary.get("label_names")
-    if isinstance(names, list) and str(label).isdigit() and int(str(label)) < len(names):
-        return escape(names[int(str(label))])
-    return escape(label)
+    """A class as a reader knows it, as inert markdown."""
+    return escape(formats.class_name(label, comparison.data_summary.get("label_names")))
 
 
 def _of_finals(study: pd.Series, number: int, of: int) -> str:

@@ -52,7 +52,8 @@ def build_size_report(
         for comparison in comparisons
     }
     folder = report_folder(Path(reports_dir), curve)
-    title = f"{_one(comparisons, 'model')} on {_one(comparisons, 'dataset')}"
+    model, dataset = _one(comparisons, "model"), _one(comparisons, "dataset")
+    title = f"{model} on {dataset}" if model and dataset else curve
     drawing = size_figure(table, title=f"{title}: what more training data buys", confidence=confidence)
     tables = [(comparison, table[table["comparison"] == comparison.name]) for comparison in comparisons]
     rules = rules_markdown(try_rules(tables, confidence, (rule or Rule()).delta))

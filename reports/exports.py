@@ -68,8 +68,8 @@ def write_exports(
     content = {
         "schema": RESULTS_SCHEMA,
         "comparison": comparison.name,
-        "model": _one(comparison.studies["model"]),
-        "dataset": _one(comparison.studies["dataset"]),
+        "model": _one(comparison.studies["model"]) or None,
+        "dataset": _one(comparison.studies["dataset"]) or None,
         "train_size": comparison.train_size,
         "recorded": newest,
         "confidence": confidence,

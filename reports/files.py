@@ -121,5 +121,5 @@ def _environment(*, autoescape: bool = False) -> Any:
         keep_trailing_newline=True,
         autoescape=autoescape,
     )
-    environment.filters |= {"text": formats.escape, "code": formats.code}
+    environment.filters |= {"text": formats.escape, "code": formats.code, "rebuild": formats.rebuild_command}
     return environment

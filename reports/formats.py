@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import pandas as pd
 __all__ = [
     "MISSING",
     "accuracy",
+    "class_name",
     "code",
     "count",
     "duration",
@@ -25,6 +27,7 @@ __all__ = [
     "is_missing",
     "markdown_table",
     "percent",
+    "rebuild_command",
     "score",
     "score_interval",
     "setting",
@@ -40,12 +43,48 @@ _FLOORS = {
     "pixels_logreg": ("raw pixels + logistic regression", "pixels + LR"),
     "zero_shot": ("zero-shot", "zero-shot"),
 }
+_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_WORDS = ("null", "true", "false", "nan", "inf")  # to Hydra no text
 _MINUS = "\N{MINUS SIGN}"
 
 
 def floor_name(name: str, *, short: bool = False) -> str:
     """A floor as a reader knows it; an unknown one by its own name."""
     return _FLOORS.get(name, (name, name))[short]
+
+
+def class_name(label: object, names: object) -> str:
+    """A class as a reader knows it, not escaped: predictions may hold its number in the order of ``names``.
+
+    Args:
+        label: as predictions hold it.
+        names: the list of the classes' names; anything else, as a foreign record may hold, names none.
+    """
+    text = str(label)
+    if isinstance(names, list) and text.isdecimal() and int(text) < len(names):
+        return str(names[int(text)])
+    return text
+
+
+def rebuild_command(*comparisons: str) -> str:
+    """The command that writes a report again, as a code span; not for table cells.
+
+    Names that make, its shell and Hydra would all read as they stand go through make. Others are quoted for Hydra and
+    for a shell, and make is left out, which would need a third quoting. Names are single lines, as MLflow's tags are.
+    """
+    if all(_BARE.fullmatch(name) and name.lower() not in _WORDS for name in comparisons):
+        return code(f"make report COMPARISON={','.join(comparisons)}")
+    names = ["'" + re.sub(r"(\\*)('|$)", _hydra_escaped, name) + "'" for name in comparisons]
+    given = names[0] if len(names) == 1 else f"[{','.join(names)}]"
+    command = f"python -m sweeper report {shlex.quote(f'report.comparison={given}')}"
+    ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", command)), default=0))
+    pad = " " if len(ticks) > 1 else ""
+    return f"{ticks}{pad}{command}{pad}{ticks}"
+
+
+def _hydra_escaped(match: re.Match[str]) -> str:
+    """Backslashes double before a quote and at the end, where Hydra reads them; elsewhere it does not."""
+    return match[1] * 2 + ("\\'" if match[2] else "")
 
 
 def is_missing(value: object) -> bool:

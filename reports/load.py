@@ -25,7 +25,7 @@ from urllib.parse import urlparse
 
 import pandas as pd
 
-from reports.formats import is_missing
+from reports.formats import is_missing, score
 from sweeper import schema
 from sweeper.errors import ThawlineError, near_matches
 
@@ -134,6 +134,7 @@ class Comparison:
         versions: package -> version of the newest study that logged them.
         config: YAML of the newest study's composed configuration; may be empty.
         data_summary: sizes, label counts and warnings of the dataset; may be empty.
+        floor_looks: how often a floor or a reference was scored on the test split, repeated ones included.
         notes: sentences about what was missing or inconsistent.
     """
 
@@ -149,6 +150,7 @@ class Comparison:
     versions: dict[str, str] = field(default_factory=dict)
     config: str = ""
     data_summary: dict[str, Any] = field(default_factory=dict)
+    floor_looks: int = 0
     notes: tuple[str, ...] = ()
 
     def trials(self, study: str) -> pd.DataFrame:
@@ -158,6 +160,15 @@ class Comparison:
     def finals(self, study: str, use: str = "counted") -> pd.DataFrame:
         """The finals of one study, by seed: the ``counted`` ones, the ``earlier`` or the ``ignored``."""
         return self._of(study, schema.KIND_FINAL, use).sort_values(schema.PARAM_SEED)
+
+    def lost_finals(self, study: str) -> pd.DataFrame:
+        """The finals of one study's present winner that have no score; those that name no configuration among them."""
+        lost = self.finals(study, "ignored")
+        winners = self.studies.loc[self.studies["study"] == study, "configuration"].dropna()
+        if winners.empty:  # as of studies that were not recorded by the engine, whose newest final is of the winner
+            winners = self.finals(study)["configuration"].dropna()
+        same = lost["configuration"].isna() | (lost["configuration"] == (winners.iloc[-1] if len(winners) else None))
+        return lost[same] if len(winners) else lost
 
     @property
     def train_size(self) -> float:
@@ -263,24 +274,30 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
     floors = _frame(
         r for r in found if _tag(r, schema.TAG_KIND) == schema.KIND_FLOOR and _tag(r, schema.TAG_COMPARISON) == name
     )
-    floors = floors[floors[schema.TEST_ACCURACY].notna()].drop_duplicates(schema.PARAM_FLOOR, keep="last")
+    floors = floors[floors[schema.TEST_ACCURACY].notna()]
+    floor_looks = len(floors)
+    floors = floors.drop_duplicates(schema.PARAM_FLOOR, keep="last")
     floors = floors.sort_values(schema.TEST_ACCURACY, ignore_index=True)
 
     with tempfile.TemporaryDirectory() as folder:
         counted = runs[(runs["kind"] == schema.KIND_FINAL) & (runs["use"] == "counted")]
-        owners = {
-            row["run_id"]: f"{row['strategy']}, seed {row[schema.PARAM_SEED]:.0f}" for _, row in counted.iterrows()
-        }
+        owners = {row["run_id"]: _owner(row) for _, row in counted.iterrows()}
         predictions = _load_predictions(
             client,
             owners | {row["run_id"]: f"floor {row[schema.PARAM_FLOOR]}" for _, row in floors.iterrows()},
             schema.ARTIFACT_PREDICTIONS,
+            pd.concat([counted, floors]).set_index("run_id")[schema.TEST_ACCURACY],
             folder,
             notes,
         )
-        scored = counted.loc[counted[schema.SHIFTED_ACCURACY].notna(), "run_id"]
+        logged = counted.set_index("run_id")[schema.SHIFTED_ACCURACY].dropna()
         shifted = _load_predictions(
-            client, {run_id: owners[run_id] for run_id in scored}, schema.ARTIFACT_SHIFTED_PREDICTIONS, folder, notes
+            client,
+            {run_id: owners[run_id] for run_id in logged.index},
+            schema.ARTIFACT_SHIFTED_PREDICTIONS,
+            logged,
+            folder,
+            notes,
         )
         versions, config, summary = _load_study_artifacts(client, studies, folder, notes)
         spaces, importances = _load_search(client, studies, folder, notes)
@@ -299,9 +316,11 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
         versions=versions,
         config=config,
         data_summary=summary,
+        floor_looks=floor_looks,
         notes=tuple(notes),
     )
-    return replace(comparison, histories=_load_histories(client, comparison))
+    histories = _load_histories(client, comparison, notes)
+    return replace(comparison, histories=histories, notes=tuple(notes))
 
 
 def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:
@@ -591,13 +610,13 @@ def _key_notes(found: list[Run], studies: set[str]) -> list[str]:
         )
         if lost:
             notes.append(
-                f"{_runs(lost)} of kind {kind} left out: the tag {schema.TAG_STUDY} is missing, or no run of kind "
+                f"{_runs(lost, kind)} left out: the tag {schema.TAG_STUDY} is missing, or no run of kind "
                 f"{schema.KIND_STUDY} in this comparison has it."
             )
     if nameless := sum(
         kind == schema.KIND_STUDY and not _tag(run, schema.TAG_STUDY) for kind, run in zip(kinds, found, strict=True)
     ):
-        notes.append(f"{_runs(nameless)} of kind {schema.KIND_STUDY} left out: the tag {schema.TAG_STUDY} is missing.")
+        notes.append(f"{_runs(nameless, schema.KIND_STUDY)} left out: the tag {schema.TAG_STUDY} is missing.")
     return notes
 
 
@@ -608,7 +627,7 @@ def _value_notes(runs: pd.DataFrame) -> list[str]:
     unscored = finals[(finals["state"] == schema.STATE_COMPLETE) & finals[schema.TEST_ACCURACY].isna()]
     if len(unscored):
         notes.append(
-            f"{_runs(len(unscored))} of kind {schema.KIND_FINAL} left out: complete, but the metric "
+            f"{_runs(len(unscored), schema.KIND_FINAL)} left out: complete, but the metric "
             f"{schema.TEST_ACCURACY} is missing or no fraction between 0 and 1."
         )
     used = finals[finals["use"] != "ignored"]
@@ -621,7 +640,7 @@ def _value_notes(runs: pd.DataFrame) -> list[str]:
     other = other[other["study"].isin(used.loc[used["configuration"].notna(), "study"])]
     if len(other):
         notes.append(
-            f"{_runs(len(other))} of kind {schema.KIND_FINAL} not counted: the tag {schema.TAG_WINNER} is missing, "
+            f"{_runs(len(other), schema.KIND_FINAL)} not counted: the tag {schema.TAG_WINNER} is missing, "
             "while other finals of the same study have it."
         )
     counted = used[used["use"] == "counted"]
@@ -634,8 +653,16 @@ def _value_notes(runs: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _runs(number: int) -> str:
-    return "1 run is" if number == 1 else f"{number} runs are"
+def _runs(number: int, kind: str = "") -> str:
+    of = f" of kind {kind}" if kind else ""
+    return f"1 run{of} is" if number == 1 else f"{number} runs{of} are"
+
+
+def _owner(final: pd.Series) -> str:
+    """What a note calls a final."""
+    whose = str(final["study"] if is_missing(final["strategy"]) else final["strategy"])
+    seed = final[schema.PARAM_SEED]
+    return whose if is_missing(seed) else f"{whose}, seed {seed:.0f}"
 
 
 def _merge_studies(table: pd.DataFrame) -> pd.DataFrame:
@@ -721,10 +748,12 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _load_predictions(
-    client: MlflowClient, owners: dict[str, str], artifact: str, folder: str, notes: list[str]
+    client: MlflowClient, owners: dict[str, str], artifact: str, logged: pd.Series, folder: str, notes: list[str]
 ) -> dict[str, pd.DataFrame]:
-    """Run id -> predictions; ``owners`` says of each run what a note calls it."""
-    predictions = {}
+    """Run id -> predictions; ``owners`` says of each run what a note calls it, ``logged`` its accuracy."""
+    from reports.stats import AGREEMENT
+
+    predictions, odd = {}, []
     for run_id, owner in owners.items():
         path = _artifact(client, run_id, artifact, folder)
         if path is None:
@@ -733,6 +762,15 @@ def _load_predictions(
             predictions[run_id] = _read_predictions(path)
         except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
             notes.append(f"{artifact} of {owner} cannot be read: {error}.")
+            continue
+        accuracy = (predictions[run_id]["label"] == predictions[run_id]["prediction"]).mean()
+        if abs(accuracy - logged[run_id]) > AGREEMENT:
+            odd.append(f"{owner}: {score(accuracy)} instead of {score(logged[run_id])}")
+    if odd:
+        notes.append(
+            f"{len(odd)} of {len(owners)} finals and floors have predictions ({artifact}) of another accuracy than the "
+            f"logged one ({odd[0]}{', ...' * (len(odd) > 1)}): their differences are not paired by test item."
+        )
     if lost := len(owners) - len(predictions):
         notes.append(
             f"{lost} of {len(owners)} finals and floors have no readable predictions "
@@ -776,22 +814,31 @@ def _load_search(
     return spaces, importances
 
 
-def _load_histories(client: MlflowClient, comparison: Comparison) -> dict[str, pd.DataFrame]:
+def _load_histories(client: MlflowClient, comparison: Comparison, notes: list[str]) -> dict[str, pd.DataFrame]:
     """The epochs of the runs that a report draws: one request for each of their metrics, so not of every trial."""
-    histories = {}
+    from mlflow.exceptions import MlflowException
+
+    histories, lost = {}, []
     for _, study in comparison.studies.iterrows():
         runs = list(comparison.finals(study["study"])["run_id"])
         if (trial := best_trial(comparison, study)) is not None:
             runs.append(trial["run_id"])
         for run_id in runs:
-            columns = {
-                metric: {point.step: point.value for point in client.get_metric_history(run_id, metric)}
-                for metric in schema.EPOCH_METRICS
-            }
+            try:
+                columns = {
+                    metric: {point.step: _finite(point.value) for point in client.get_metric_history(run_id, metric)}
+                    for metric in schema.EPOCH_METRICS
+                }
+            except MlflowException as error:
+                lost.append(str(error).strip().splitlines()[0])
+                continue
             table = pd.DataFrame(columns, dtype=float).rename_axis("epoch").sort_index().reset_index()
             table = table[table["epoch"] > 0].reset_index(drop=True)
             if len(table):
                 histories[str(run_id)] = table
+    if lost:
+        of = "1 run" if len(lost) == 1 else f"{len(lost)} runs"
+        notes.append(f"The epochs of {of} cannot be read, and no figure shows them: {lost[0]}.")
     return histories
 
 

@@ -267,11 +267,12 @@ def _test_looks(loaded: Comparison) -> str:
     numbers = {
         "finals that count": int((finals["use"] == "counted").sum()),
         "earlier finals that do not": sum(earlier_finals(loaded).values()),
-        "floors and references": len(loaded.floors),
+        "floors and references": loaded.floor_looks,
     }
     said = ", ".join(f"{number} by {who}" for who, number in numbers.items() if number)
     total = sum(numbers.values())
-    return f"The test split was scored {total} {'time' if total == 1 else 'times'}: {said}." if total else ""
+    times = "time" if total == 1 else "times"
+    return f"The test split was scored {total} {times} in this comparison: {said}." if total else ""
 
 
 def _trainable(row: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from sweeper import schema
 from sweeper.errors import ConfigError
 
 __all__ = [
+    "AGREEMENT",
     "METHOD_CROSSED",
     "METHOD_NONE",
     "METHOD_SCORE",
@@ -48,7 +49,7 @@ METHOD_T = "t"  # seeds only
 METHOD_SCORE = "score"  # test items only: Wilson, or Newcombe for a difference
 METHOD_NONE = "none"
 
-_AGREEMENT = 2e-3  # how far logged accuracy and logged predictions may lie apart
+AGREEMENT = 2e-3  # how far logged accuracy and logged predictions may lie apart
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def seed_scores(runs: pd.DataFrame, predictions: Mapping[str, pd.DataFrame], *, 
     if not tables or len(tables) != len(runs):
         return SeedScores(accuracies, test_size=test_size, fixed=fixed)
     hits = [(table["label"] == table["prediction"]).astype(float) for table in tables]
-    if any(abs(hit.mean() - logged) > _AGREEMENT for hit, logged in zip(hits, accuracies, strict=True)):
+    if any(abs(hit.mean() - logged) > AGREEMENT for hit, logged in zip(hits, accuracies, strict=True)):
         return SeedScores(accuracies, test_size=test_size, fixed=fixed)
     correct = pd.concat(hits, axis=1, join="inner", keys=list(accuracies.index))
     if correct.empty:

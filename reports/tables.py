@@ -286,7 +286,7 @@ def accounting_table(comparison: Comparison) -> pd.DataFrame:
             given = trials.loc[states == state, "reason"].dropna()
             if len(given):
                 reasons[state] = dict(Counter(" ".join(str(reason).split()) for reason in given).most_common())
-        unscored = comparison.finals(study["study"], "ignored")
+        unscored = comparison.lost_finals(study["study"])
         failed = unscored[unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))]
         rows.append(
             {"strategy": study["label"], "asked": _number(study[schema.N_TRIALS]), **counts}

@@ -362,7 +362,8 @@ def _against_majority(
         return ""
     against = shared.with_floor()
     versus = paired_difference(scores[str(verdict.chosen)], floors["majority"], confidence=confidence, pool=against)
-    return "**It is not shown to be better than always naming the majority class.**" if versus.low <= 0 else ""
+    name = escape(verdict.chosen)
+    return f"**{name} is not shown to be better than always naming the majority class.**" if versus.low <= 0 else ""
 
 
 def _collapses(rows: Mapping[str, pd.Series], collapsed: Mapping[str, tuple[int, int]]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import reports
@@ -139,29 +140,33 @@ def _build_summary(config: Config, names: Sequence[str]) -> reports.Report:
     )
 
 
+def _print_title(report: reports.Report, what: str, console: Console) -> None:
+    console.print(f"\n[bold]{escape(report.comparison)}[/bold], {what}", highlight=False, soft_wrap=True)
+
+
 def _print_summary(report: reports.Report, config: Config, console: Console) -> None:
-    console.print(f"\n[bold]{report.comparison}[/bold], ranks on the test splits", highlight=False, soft_wrap=True)
+    _print_title(report, "ranks on the test splits", console)
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("strategy", "mean rank", "wins", "ties", "losses", "chosen", "comparisons"):
         table.add_column(column, justify="left" if column == "strategy" else "right", overflow="fold", min_width=4)
     for row in report.table.to_dict("records"):
         rank = "" if math.isnan(row["mean_rank"]) else f"{row['mean_rank']:.2f}"
         counts = (str(row[column]) for column in ("wins", "ties", "losses", "chosen", "comparisons"))
-        table.add_row(str(row["strategy"]).replace("+", "\n+"), rank, *counts)
+        table.add_row(_strategy(row["strategy"]), rank, *counts)
     console.print(table)
     _print_files(report, config, console)
 
 
 def _print_size_report(report: reports.Report, config: Config, console: Console) -> None:
     sizes = sorted(report.table["train_size"].unique())
-    console.print(f"\n[bold]{report.comparison}[/bold], test accuracy by train size", highlight=False, soft_wrap=True)
+    _print_title(report, "test accuracy by train size", console)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("strategy", overflow="fold", min_width=8)
     for size in sizes:
         table.add_column(f"{size:,.0f}", justify="right")
     for (kind, name), rows in report.table.groupby(["kind", "strategy"], sort=False):
         cells = {row["train_size"]: row for row in rows.to_dict("records")}
-        shown = floor_name(name, short=True) if kind == "floor" else str(name).replace("+", "\n+")
+        shown = _floor(name) if kind == "floor" else _strategy(name)
         table.add_row(shown, *(_accuracy(cells[size]) if size in cells else "" for size in sizes))
     console.print(table)
     _print_files(report, config, console)
@@ -180,7 +185,7 @@ def _print_files(report: reports.Report, config: Config, console: Console) -> No
         console.print(f"{'' if i else 'Report:':<10} {path}", highlight=False, markup=False, soft_wrap=True)
     if others:
         console.print(f"{'':<10} beside it: {', '.join(others)}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, markup=False, soft_wrap=True)
     try:
         log_report(_tracking_uri(config), report.run_id, report.files)
     except StudyError as error:
@@ -192,7 +197,7 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 
 def _print_report(report: reports.Report, config: Config, console: Console) -> None:
-    console.print(f"\n[bold]{report.comparison}[/bold], test split", highlight=False, soft_wrap=True)
+    _print_title(report, "test split", console)
     table = Table(box=box.SIMPLE_HEAD)
     columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "time")
     for column in columns:  # long names are folded, numbers never
@@ -209,16 +214,25 @@ def _print_report(report: reports.Report, config: Config, console: Console) -> N
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["kind"] == "floor":
         size = "" if math.isnan(row["trainable_params"]) else f"{row['trainable_params']:,.0f}"
-        return (floor_name(row["strategy"], short=True), size, f"{row['test_accuracy']:.3f}", _interval(row), "")
+        return (_floor(row["strategy"]), size, f"{row['test_accuracy']:.3f}", _interval(row), "")
     tested = not math.isnan(row["test_accuracy"])
     seconds = [row["tuning_seconds"], row["train_seconds"] * row["seeds"]]
     return (
-        str(row["strategy"]).replace("+", "\n+"),  # wrappers on lines of their own: 80 columns are few
+        _strategy(row["strategy"]),
         "" if math.isnan(row["trainable_params"]) else f"{row['trainable_params']:,.0f}",
         f"{row['test_accuracy']:.3f}" if tested else "no final",
         _interval(row) if tested else "",
         duration(sum(value for value in seconds if not math.isnan(value))),
     )
+
+
+def _strategy(label: object) -> str:
+    """A label as text that rich does not read as markup, wrappers on lines of their own: 80 columns are few."""
+    return escape(str(label).replace("+", "\n+"))
+
+
+def _floor(name: object) -> str:
+    return escape(floor_name(str(name), short=True))
 
 
 def _shifted(table: pd.DataFrame) -> str:

@@ -45,7 +45,7 @@ def report_figures(
         confidence: of the intervals.
     """
     order = [str(label) for label in table.loc[table["kind"] == "strategy", "strategy"]]
-    subject = f"{_one(comparison.studies['model'])} on {_one(comparison.studies['dataset'])}"
+    subject = comparison.title
     drawings = [
         accuracy_figure(
             table, title=f"{subject}: what each trainable parameter buys", chosen=chosen, confidence=confidence
@@ -73,7 +73,3 @@ def _confusion(comparison: Comparison, chosen: str | None) -> Drawing | None:
 def _class_names(summary: dict[str, Any]) -> Sequence[str]:
     names = summary.get("label_names")
     return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _one(column: pd.Series) -> str:
-    return ", ".join(dict.fromkeys(str(value) for value in column.dropna()))

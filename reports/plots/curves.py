@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from reports.formats import score
+from reports.formats import is_missing, score
 from reports.load import Comparison
 from reports.plots.canvas import CHOSEN, INK, MUTED, POINT, Drawing, listed, panels, style_axes
 from sweeper import schema
@@ -65,7 +65,8 @@ def _epochs(
                     continue
                 path = ", ".join(f"{value:.3f}" for value in points[metric][:30])
                 (line,) = axis.plot(points["epoch"], points[metric], ls=dash, color=color, lw=1.3, alpha=0.85)
-                drawing.mark(line, label, f"{label}, seed {run[schema.PARAM_SEED]:.0f}, {what} by epoch: {path}")
+                seed = "" if is_missing(run[schema.PARAM_SEED]) else f", seed {run[schema.PARAM_SEED]:.0f}"
+                drawing.mark(line, label, f"{label}{seed}, {what} by epoch: {path}")
                 best = points[points["epoch"] == run[schema.BEST_EPOCH]]
                 if color == POINT and len(best):
                     (mark,) = axis.plot(best["epoch"], best[metric], "D", color=CHOSEN, ms=4, zorder=4)

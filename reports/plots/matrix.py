@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from reports.formats import class_name
 from reports.plots.canvas import INK, LEVELS, PAPER, SHARE_INK, Drawing, listed, new_figure, short
 
 __all__ = ["confusion_figure", "draw_matrix"]
@@ -35,7 +36,9 @@ def confusion_figure(
     for table in predictions:
         pairs.update(
             zip(
-                (_named(v, names) for v in table["label"]), (_named(v, names) for v in table["prediction"]), strict=True
+                (class_name(v, list(names)) for v in table["label"]),
+                (class_name(v, list(names)) for v in table["prediction"]),
+                strict=True,
             )
         )
     if not pairs:
@@ -153,9 +156,3 @@ def draw_matrix(
     axes.set_xlabel(across, fontsize=9, color=INK)
     axes.set_ylabel(down, fontsize=9, color=INK)
     return drawing
-
-
-def _named(value: object, names: Sequence[str]) -> str:
-    """A class by its name; predictions hold its number."""
-    text = str(value)
-    return names[int(text)] if text.isdecimal() and int(text) < len(names) else text

@@ -10,7 +10,7 @@ import pytest
 
 import reports
 from reports.checks import evidence_of, find_warnings
-from reports.tables import comparison_table
+from reports.tables import accounting_table, comparison_table
 from sweeper import schema
 from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE, Recorder, predictions
 
@@ -112,7 +112,7 @@ def found(recorder: Recorder) -> list[str]:
         ("gap: validation accuracy 0.900, test accuracy 0.800", "the choice among 2 trials explain 0.0"),
         ("easier: validation accuracy 0.700, test accuracy 0.800", "the test split may be easier"),
         ("unstable: 1 of 3 finals diverged", "has no score"),
-        ("unstable: 1 of 2 trials diverged", "(learning rates 0.001 to 0.001)"),
+        ("unstable: 1 of 2 trials diverged", "diverged (learning rate 0.001): that part"),
         ("rising was still improving", "epoch 3 brought 5.0 points"),
         ("gap trained for 6 optimiser steps only", "batches of 512, 3 epochs"),
         ("miscounted: the best `learning_rate`, 0.0099", "`strategy.search_space.learning_rate.high`"),
@@ -142,6 +142,31 @@ def test_a_sound_comparison_has_no_warnings(recorder: Recorder) -> None:
     recorder.floor(SOUND, "majority", 0.62)
     recorder.floor(SOUND, "tfidf_logreg", 0.72)
     assert warnings_of(recorder, SOUND) == []
+
+
+def test_a_diverged_final_of_an_older_winner_is_not_one_of_the_chosen_configuration(recorder: Recorder) -> None:
+    study(recorder, "c-grown", "lora")
+    for winner, seed in (("old", 1000), ("c1", 1002)):
+        recorder.log(
+            schema.KIND_FINAL,
+            "c-grown",
+            study="minilm-review_lines-lora-c-grown",
+            strategy="lora",
+            state=schema.STATE_DIVERGED,
+            tags={schema.TAG_WINNER: winner},
+            params={schema.PARAM_SEED: seed},
+        )
+    (said,) = warnings_of(recorder, "c-grown")
+    assert said.startswith("lora: 1 of 3 finals diverged and has no score")
+    assert list(accounting_table(reports.load_comparison(recorder.uri, "c-grown"))["finals_failed"]) == [1]
+
+
+def test_an_end_of_few_values_and_a_small_last_gain_may_be_chance(recorder: Recorder) -> None:
+    """Of four values an end needs the second-best trial, too; a gain needs two standard errors, here 3.6 points."""
+    study(recorder, "c-chance", "lora", rank=32, curves={**LEVEL, "validation_accuracy": [0.70, 0.775, 0.80]})
+    searched = {"learning_rate": 1e-3, "rank": 8, "dropout": 0.0, "alpha_ratio": 4}
+    recorder.trial("c-chance", "minilm-review_lines-lora-c-chance", 2, score=0.795, params=searched)
+    assert warnings_of(recorder, "c-chance") == []
 
 
 def test_no_better_than_the_most_frequent_class_is_said_at_the_top_of_the_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ from pathlib import Path
 import pytest
 
 import reports
+from reports.plots import report_figures
+from sweeper import commands
+from sweeper.config import Config, TrackingConfig
 from sweeper.errors import ThawlineError
 from tests.cli import give_database
 from tests.reports.conftest import Recorder, predictions
@@ -89,6 +93,10 @@ def test_minimal_keys_give_a_choice_with_an_interval(store, tmp_path):
     assert "Student's t over seeds" in text(report)
     assert not re.search(r"\b(nan|NaN|None|NaT)\b", text(report))
     assert text(report).startswith("# minimal: 2 strategies")  # neither a model nor a dataset is named
+    figures = report_figures(reports.load_comparison(store, "minimal"), report.table, chosen="small")
+    assert {drawn.get_text() for drawn in figures[0].figure.texts} >= {"minimal: what each trainable parameter buys"}
+    results = json.loads(report.path.with_name("results.json").read_text())
+    assert results["model"] is None and results["dataset"] is None
 
 
 def test_each_missing_key_is_named(store, tmp_path):
@@ -105,11 +113,11 @@ def test_each_missing_key_is_named(store, tmp_path):
     report = reports.build_report(store, reports_dir=tmp_path, comparison="missing")
     for note in (
         "2 finals of missing b have no param seed: only the newest of them counts",
-        "1 run is of kind final left out: complete, but the metric test\\_accuracy is missing or no fraction",
-        "1 run is of kind final left out: the tag thawline.study is missing, or no run of kind study",
-        "1 run is of kind trial left out: the tag thawline.study is missing",
+        "1 run of kind final is left out: complete, but the metric test\\_accuracy is missing or no fraction",
+        "1 run of kind final is left out: the tag thawline.study is missing, or no run of kind study",
+        "1 run of kind trial is left out: the tag thawline.study is missing",
         "1 run is left out: the tag thawline.kind is none of study, trial, final, floor",
-        "1 run is of kind study left out: the tag thawline.study is missing",
+        "1 run of kind study is left out: the tag thawline.study is missing",
         "The finals of missing b have no metric trainable\\_params",
     ):
         assert note.replace("\\", "") in text(report).replace("\\", ""), note
@@ -154,7 +162,7 @@ def test_metrics_that_are_no_numbers_are_missing_ones(store, tmp_path):
     row = report.table.set_index("strategy").loc["a"]
     assert row["test_accuracy"] == pytest.approx(0.805) and row["seeds"] == 2 and row["tuning_seconds"] == 0.5
     assert row["best_validation_accuracy"] == 0.5
-    assert "2 runs are of kind final left out" in text(report)
+    assert "2 runs of kind final are left out" in text(report)
     assert not re.search(r"\b(nan|NaN|inf)\b|e\+30[0-9]|\d{12}", text(report))
 
 
@@ -166,6 +174,21 @@ def test_labels_of_anybody_are_text(store, tmp_path):
     assert "<script" not in text(report).replace("`", "")[: text(report).index("## Reproduce")]
     assert "a\\|b &lt;script&gt;" in text(report) and "](javascript" not in text(report).replace("\\]", "")
     assert report.path.parent.parent == tmp_path
+
+
+def test_the_command_prints_labels_that_look_like_markup(store, tmp_path, capsys):
+    """The console's own markup is square brackets, too."""
+    for name in ("a[/x]b", "b[/x]c"):
+        minimal(store, name, {"[bold]small[/x]": [0.80, 0.81], "la[/y]rge": [0.90, 0.91]})
+    tags = {"study": "size", "comparison": "c[/x]d", "curve": "e[/x]f", "strategy": "la[/y]rge"}
+    start(store, {"kind": "study", **tags}, {"train_size": 100}, {})
+    start(store, {"kind": "final", **tags}, {"seed": 0, "train_size": 100}, {"test_accuracy": 0.8})
+    for name in ("a[/x]b", ["a[/x]b", "b[/x]c"], "e[/x]f"):
+        config = Config(output_dir=str(tmp_path), tracking=TrackingConfig(uri=store))
+        config.report.comparison = name
+        commands.report(config)
+        printed = capsys.readouterr().out
+        assert "la[/y]rge" in printed and (not isinstance(name, str) or name in printed)
 
 
 def test_a_study_without_runs_is_a_report_that_chooses_nothing(store, tmp_path):
@@ -227,7 +250,7 @@ def test_a_tracking_server_and_the_artifacts_that_it_serves(server, tmp_path):
         accuracy, seed = run.data.metrics["test_accuracy"], int(run.data.params["seed"])
         client.log_text(run.info.run_id, predictions(accuracy, seed).to_csv(index=False), "predictions.csv")
     report = reports.build_report(server, reports_dir=tmp_path / "reports")
-    assert report.summary.startswith("Choose **large**") and "bootstrap over seeds and test items" in text(report)
+    assert report.summary.startswith("Train **large**") and "variance over seeds and test items" in text(report)
     assert len(reports.load_comparison(server).predictions) == 4
     assert list((tmp_path / "served").rglob("predictions.csv"))  # they lie with the server alone
     with pytest.raises(ThawlineError, match="unknown comparison 'their': did you mean 'theirs'"):

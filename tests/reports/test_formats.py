@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pandas as pd
 import pytest
 
@@ -58,3 +60,27 @@ def test_text_is_inert():
 def test_empty_columns_are_dropped():
     table = formats.markdown_table(["a", "b", "c"], [["1", formats.MISSING, "3"], ["4", "", "6"]])
     assert table.splitlines()[0] == "| a | c |" and formats.markdown_table(["a"], []) == ""
+
+
+@pytest.mark.parametrize("names", [["../../it's <b>&|"], ["a`b $x\\"], ["007"], ["x\\'y", "null"], ["a,b"], ["a[/x]b"]])
+def test_a_rebuild_command_survives_markdown_the_shell_and_hydra(names):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from markdown_it import MarkdownIt
+
+    span = MarkdownIt("commonmark").parseInline(formats.rebuild_command(*names))[0].children[0]
+    assert span.type == "code_inline"
+    *program, override = shlex.split(span.content)
+    assert program == ["python", "-m", "sweeper", "report"]
+    value = OverridesParser.create().parse_override(override).value()
+    assert [str(name) for name in (value if isinstance(value, list) else [value])] == names
+
+
+def test_harmless_names_are_rebuilt_by_make():
+    assert formats.rebuild_command("c-1.b_2", "d") == "`make report COMPARISON=c-1.b_2,d`"
+
+
+def test_a_class_is_named_by_its_number_and_never_fails():
+    names = ["rotten", "fresh"]
+    given = [formats.class_name(label, names) for label in (1, "0", "2", "²", "fresh")]
+    assert given == ["fresh", "rotten", "2", "²", "fresh"]
+    assert formats.class_name(1, {"of": "another shape"}) == "1"

@@ -13,7 +13,7 @@ import reports
 from reports import load
 from sweeper import schema
 from sweeper.errors import ThawlineError
-from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE
+from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE, predictions
 
 
 def test_newest_comparison_comes_first_and_is_the_default(uri):
@@ -116,6 +116,52 @@ def test_unreadable_artifacts_become_notes(recorder):
     assert comparison.predictions == {} and comparison.versions == {}
     assert any("lora, seed 1000" in note and "no column item" in note for note in comparison.notes)
     assert any(schema.ARTIFACT_VERSIONS in note for note in comparison.notes)
+
+
+def test_predictions_of_another_accuracy_and_repeated_floors_are_said(recorder, tmp_path):
+    study = recorder.study("c-odd", "lora")
+    run = recorder.log(
+        schema.KIND_FINAL,
+        "c-odd",
+        study=study,
+        strategy="lora",
+        tags={schema.TAG_WINNER: "c1"},
+        metrics={schema.TEST_ACCURACY: 0.9},
+        artifacts={schema.ARTIFACT_PREDICTIONS: predictions(0.8, 7).to_csv(index=False)},
+    )
+    recorder.epochs(run, validation_accuracy=[0.7, 0.8, 0.9])
+    for accuracy in (0.6, 0.62):
+        recorder.floor("c-odd", "majority", accuracy)
+    report = reports.build_report(recorder.uri, reports_dir=tmp_path, comparison="c-odd")
+    text = report.path.read_text("utf-8")
+    assert "1 of 2 finals and floors have predictions (predictions.csv) of another accuracy" in text
+    assert (
+        "(lora: 0.800 instead of 0.900)" in text
+        and "nan" not in report.path.with_name("learning_curves.svg").read_text()
+    )
+    said = "was scored 3 times in this comparison: 1 by finals that count, 2 by floors and references"
+    assert said in text
+
+
+def test_epochs_that_are_infinite_or_cannot_be_read_are_missing(recorder, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    study = recorder.study("c-infinite", "lora")
+    run = recorder.final("c-infinite", study, 1000, 0.8, size=10)
+    recorder.epochs(run, validation_loss=[0.5, float("inf")])
+    loss = reports.load_comparison(recorder.uri, "c-infinite").histories[run]["validation_loss"]
+    assert loss[0] == 0.5 and loss.isna()[1]
+
+    def broken(*args: object) -> None:
+        raise MlflowException("500 Internal Server Error")
+
+    monkeypatch.setattr(MlflowClient, "get_metric_history", broken)
+    comparison = reports.load_comparison(recorder.uri, "c-infinite")
+    assert comparison.histories == {}
+    assert (
+        "The epochs of 1 run cannot be read, and no figure shows them: 500 Internal Server Error." in comparison.notes
+    )
 
 
 def test_pages_are_followed_to_the_end(uri, monkeypatch):
