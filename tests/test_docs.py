@@ -21,7 +21,7 @@ GUIDES = [
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md")),
 ]
 #: What a run writes, or a package at run time: files of no repository.
-WRITTEN = {"report.md", "data_size.md"}
+WRITTEN = {"report.md", "data_size.md", "summary.md"}
 #: Files in which a machine's path or a foreign name may stand.
 EXEMPT = ("LICENSE", "constraints.txt", "tests/")
 

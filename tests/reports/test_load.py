@@ -18,9 +18,10 @@ from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE, pred
 
 def test_newest_comparison_comes_first_and_is_the_default(uri):
     table = reports.list_comparisons(uri)
-    assert list(table["comparison"][:5]) == [HOSTILE, FAILURES, SINGLE, EQUAL, KNOWN]
+    ours = [HOSTILE, FAILURES, SINGLE, EQUAL, KNOWN]  # other tests record theirs in the same store, before or after
+    assert [name for name in table["comparison"] if name in ours] == ours
     assert table.set_index("comparison").loc[KNOWN, "strategies"] == "frozen, full, lora"
-    assert reports.load_comparison(uri).name == HOSTILE
+    assert reports.load_comparison(uri).name == table["comparison"].iloc[0]
 
 
 def test_everything_logged_is_there_and_typed(uri):
