@@ -64,7 +64,7 @@ def estimate(
     train = _spread(task.train, batch * TIMED_STEPS)
     validation = _spread(task.validation, EVAL_BATCH_SIZE * 2)
     settings = replace(task.settings, epochs=len(stages), early_stopping_patience=0)
-    marks: list[float] = []
+    marks: list[list[float]] = [[]]  # the ends of steps, of each epoch and so of each stage
     recording = 0.0
     with tempfile.TemporaryDirectory() as folder:
         few = replace(task, settings=settings, train=train, validation=validation, cache=None)
@@ -75,12 +75,19 @@ def estimate(
             few.run(spec, timed, seed=0)
             whole = [task.train, task.validation, *([task.test] if final_seeds else [])]
             recording = cache.recording_seconds * _tokens(*whole) / _tokens(train, validation)
-        few.run(spec, timed, seed=0, on_step=lambda: marks.append(time.perf_counter()))
+        run = few.run(
+            spec,
+            timed,
+            seed=0,
+            on_step=lambda: marks[-1].append(time.perf_counter()),
+            on_epoch=lambda record: marks.append([]),
+        )
     train_steps = math.ceil(len(train) / batch)
     evaluation_step = math.inf
     train_step = 0.0  # of all epochs of one run
-    for of_stage, epochs in zip(_cut(marks, len(stages)), stage_epochs(stages, task.settings.epochs), strict=True):
+    for of_stage, epochs in zip(marks[:-1], stage_epochs(stages, task.settings.epochs), strict=True):
         steps = [after - before for before, after in itertools.pairwise(of_stage)]
+        steps = steps or [run.fit.train_seconds / len(stages)]  # of one step there is nothing better
         timed_train = steps[min(WARM_UP_STEPS, train_steps - 2) : train_steps - 1] or steps
         evaluation_step = min(evaluation_step, statistics.median(steps[train_steps - 1 :] or timed_train))
         train_step += epochs * statistics.median(timed_train)
@@ -92,21 +99,15 @@ def estimate(
     available = len(task.dataset.unlabelled)
     unlabelled = available if pseudo_label.size is None else min(pseudo_label.size, available)
     labelling = evaluation_step * math.ceil(unlabelled / EVAL_BATCH_SIZE)
-    run = training(len(task.train)) + pseudo_label.rounds * (labelling + training(len(task.train) + unlabelled))
+    of_run = training(len(task.train)) + pseudo_label.rounds * (labelling + training(len(task.train) + unlabelled))
     test = evaluation_step * math.ceil(len(task.test) / EVAL_BATCH_SIZE)
     runs = n_trials + final_seeds
     trainable = sorted((int(low[schema.TRAINABLE_PARAMS]), int(high[schema.TRAINABLE_PARAMS])))
     return Estimate(
         (trainable[0], trainable[1]),
         int(high[schema.TOTAL_PARAMS]),
-        recording + runs * run + final_seeds * test,
+        recording + runs * of_run + final_seeds * test,
     )
-
-
-def _cut(marks: list[float], parts: int) -> list[list[float]]:
-    """The marks of each stage, of which there are equally many."""
-    size = len(marks) // parts
-    return [marks[part * size : (part + 1) * size] for part in range(parts)]
 
 
 def estimate_pretraining(task: Task, settings: DomainPretraining) -> float:

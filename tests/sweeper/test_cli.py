@@ -65,7 +65,7 @@ def test_a_sweep_ends_with_its_table_report_and_next_step(swept: tuple[Path, str
         "trials.csv",
     }
     assert files <= {file.name for file in path.parent.iterdir()}
-    assert f"{path.with_suffix('.html')}" in text and "Warning" not in text
+    assert f"{path.with_suffix('.html')}" in text and "Warning:" not in text
     (study,) = runs(output, kind="study")["run_id"]
     logged = mlflow.MlflowClient(f"sqlite:///{output / 'mlflow.db'}").list_artifacts(study, "report")
     assert {Path(file.path).name for file in logged} == {file.name for file in path.parent.iterdir()}

@@ -46,7 +46,7 @@ def test_a_csv_of_reviews_from_file_to_report(tmp_path: Path, tiny_checkpoint: P
     assert "Rows without a text, left out: 1." in text
     page = page_of(output, text)
     assert page.startswith(f"# {tiny_checkpoint.name} on reviews")
-    assert "Warning: Rows without a text, left out: 1." in page
+    assert "- Rows without a text, left out: 1." in page
     assert "### Shifted data" not in page
     (first,) = runs(output, kind="final").to_dict("records")
 
@@ -66,7 +66,7 @@ def test_a_csv_of_reviews_from_file_to_report(tmp_path: Path, tiny_checkpoint: P
     assert right == pytest.approx(finals["metrics.shifted_accuracy"][1])
     section = page_of(output, text).split("### Shifted data")[1].split("###")[0]
     difference = finals["metrics.shifted_accuracy"][1] - finals["metrics.test_accuracy"][1]
-    assert f"| {right:.3f} | {finals['metrics.test_accuracy'][1]:.3f} |" in section
+    assert f"| {right:.3f} [" in section and f"] | {finals['metrics.test_accuracy'][1]:.3f} |" in section
     assert f"{abs(difference):.3f}" in section and "1 of 2" in section
 
 
