@@ -17,7 +17,7 @@ from reports import formats
 from reports.formats import code, count, escape, floor_name, is_missing, score, score_interval, setting
 from reports.load import Comparison, best_trial, score_column
 from reports.stats import SeedScores, paired_difference, pool
-from reports.tables import floor_scores, strategy_scores
+from reports.tables import floor_scores, single_class_finals, strategy_scores
 from sweeper import schema
 
 __all__ = ["CHECKS", "Evidence", "evidence_of", "find_warnings"]
@@ -108,17 +108,11 @@ def collapsed(evidence: Evidence) -> list[str]:
     """Finals that predict a single class."""
     found = []
     for study in evidence.studies():
-        runs = evidence.comparison.finals(study["study"])["run_id"]
-        tables = [evidence.comparison.predictions[run] for run in runs if run in evidence.comparison.predictions]
-        single = [
-            table["prediction"].iloc[0]
-            for table in tables
-            if table["prediction"].nunique() == 1 and table["label"].nunique() > 1
-        ]
+        single, read = single_class_finals(evidence.comparison, study["study"])
         if single:
             classes = dict.fromkeys(class_name(evidence.comparison, label) for label in single)
             found.append(
-                f"{_of_finals(study, len(single), len(tables))} collapsed: every test item is predicted as "
+                f"{_of_finals(study, len(single), read)} collapsed: every test item is predicted as "
                 f"{' or '.join(classes)}. Lower the learning rate, or set `trainer.class_weights=balanced`."
             )
     return found

@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports import formats
 from reports.files import report_folder, write_pages
-from reports.load import Comparison, load_curve
+from reports.load import Comparison, load_curve, newest_run
 from reports.plots import size_figure
 from reports.render import Report
 from reports.rules_of_thumb import rules_markdown, try_rules
@@ -52,7 +52,10 @@ def build_size_report(
         for comparison in comparisons
     }
     folder = report_folder(Path(reports_dir), curve)
-    model, dataset = _one(comparisons, "model"), _one(comparisons, "dataset")
+    model, dataset = (
+        formats.different(value for comparison in comparisons for value in comparison.studies[column])
+        for column in ("model", "dataset")
+    )
     title = f"{model} on {dataset}" if model and dataset else curve
     drawing = size_figure(table, title=f"{title}: what more training data buys", confidence=confidence)
     tables = [(comparison, table[table["comparison"] == comparison.name]) for comparison in comparisons]
@@ -73,8 +76,7 @@ def build_size_report(
     }
     drawings = [] if drawing is None else [drawing]
     files = write_pages(folder, REPORT_NAME, "data_size.md.j2", context, drawings=drawings)
-    newest = pd.concat([comparison.studies for comparison in comparisons]).sort_values("start_time")["run_id"]
-    return Report(files[0], curve, table, summary, files, str(newest.iloc[-1]))
+    return Report(files[0], curve, table, summary, files, newest_run(comparisons))
 
 
 def _summary(choices: list[tuple[float, str | None]]) -> str:
@@ -127,8 +129,3 @@ def _budget(comparison: Comparison) -> str:
 def _commands(comparisons: list[Comparison]) -> list[str]:
     given = pd.concat([comparison.studies["command"] for comparison in comparisons]).dropna()
     return [str(command) for command in dict.fromkeys(given)]
-
-
-def _one(comparisons: list[Comparison], column: str) -> str:
-    values = pd.concat([comparison.studies[column] for comparison in comparisons]).dropna()
-    return ", ".join(dict.fromkeys(map(str, values)))

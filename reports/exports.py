@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from reports.files import replace_file
-from reports.formats import is_missing
+from reports.formats import different, is_missing
 from reports.load import Comparison
 from sweeper import schema
 
@@ -68,8 +68,8 @@ def write_exports(
     content = {
         "schema": RESULTS_SCHEMA,
         "comparison": comparison.name,
-        "model": _one(comparison.studies["model"]) or None,
-        "dataset": _one(comparison.studies["dataset"]) or None,
+        "model": different(comparison.studies["model"]) or None,
+        "dataset": different(comparison.studies["dataset"]) or None,
         "train_size": comparison.train_size,
         "recorded": newest,
         "confidence": confidence,
@@ -159,7 +159,3 @@ def _trials(comparison: Comparison) -> pd.DataFrame:
         name for name in dict.fromkeys(columns) if name in trials and (name in fixed or trials[name].notna().any())
     ]
     return trials[present].astype({schema.PARAM_TRIAL: "Int64"}).rename(columns={"label": "strategy"})
-
-
-def _one(column: pd.Series) -> str:
-    return ", ".join(dict.fromkeys(str(value) for value in column.dropna()))

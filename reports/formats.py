@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,11 +20,13 @@ __all__ = [
     "class_name",
     "code",
     "count",
+    "different",
     "duration",
     "escape",
     "fence",
     "floor_name",
     "is_missing",
+    "joined",
     "markdown_table",
     "percent",
     "rebuild_command",
@@ -172,6 +174,16 @@ def score_interval(mean: float | None, low: float | None, high: float | None, *,
 def accuracy(row: Mapping[str, Any] | pd.Series) -> str:
     """The test accuracy of a row of ``tables.comparison_table`` with its interval."""
     return score_interval(row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"])
+
+
+def joined(parts: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def different(values: Iterable[object]) -> str:
+    """The different values in their order, joined by commas, as they were logged; nothing for what is missing."""
+    return ", ".join(dict.fromkeys(str(value) for value in values if not is_missing(value)))
 
 
 def setting(value: object) -> str:

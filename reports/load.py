@@ -16,7 +16,7 @@ import re
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from urllib.parse import urlparse
 
 import pandas as pd
 
-from reports.formats import is_missing, score
+from reports.formats import different, is_missing, score
 from sweeper import schema
 from sweeper.errors import ThawlineError, near_matches
 
@@ -42,6 +42,7 @@ __all__ = [
     "list_comparisons",
     "load_comparison",
     "load_curve",
+    "newest_run",
     "score_column",
 ]
 
@@ -197,10 +198,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """``minilm on review_lines``; the comparison's name where model or dataset were not logged."""
-        model, dataset = (
-            ", ".join(dict.fromkeys(str(value) for value in self.studies[column] if not is_missing(value)))
-            for column in ("model", "dataset")
-        )
+        model, dataset = (different(self.studies[column]) for column in ("model", "dataset"))
         return f"{model} on {dataset}" if model and dataset else self.name
 
     def _of(self, study: str, kind: str, use: str) -> pd.DataFrame:
@@ -321,6 +319,12 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
     )
     histories = _load_histories(client, comparison, notes)
     return replace(comparison, histories=histories, notes=tuple(notes))
+
+
+def newest_run(comparisons: Sequence[Comparison]) -> str:
+    """The run of the study that started last, of several comparisons."""
+    studies = pd.concat([comparison.studies for comparison in comparisons])
+    return str(studies.sort_values("start_time")["run_id"].iloc[-1])
 
 
 def best_trial(comparison: Comparison, study: pd.Series) -> pd.Series | None:

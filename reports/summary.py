@@ -20,7 +20,7 @@ import pandas as pd
 
 from reports import formats
 from reports.files import report_folder, write_pages
-from reports.load import Comparison, list_comparisons, load_comparison
+from reports.load import Comparison, list_comparisons, load_comparison, newest_run
 from reports.plots.summary import summary_figure
 from reports.render import Report
 from reports.stats import SeedScores, check_confidence, paired_difference, pool
@@ -82,7 +82,7 @@ def build_summary(
     ]
     decided = [outcomes(strategy_scores(comparison), confidence) for comparison in scored]
     ranks = shared_ranks(decided)
-    datasets = [_one(comparison, "dataset") or comparison.name for comparison in scored]
+    datasets = [formats.different(comparison.studies["dataset"]) or comparison.name for comparison in scored]
     test = rank_test(ranks, confidence) if len(set(datasets)) == len(scored) else None
     table = _rank_table(decided, ranks, chosen)
 
@@ -120,8 +120,7 @@ def build_summary(
         drawings=[] if drawing is None else [drawing],
         strategies=list(table["strategy"]),
     )
-    newest = pd.concat([comparison.studies for comparison in scored]).sort_values("start_time")["run_id"]
-    return Report(files[0], name, table, summary, files, str(newest.iloc[-1]))
+    return Report(files[0], name, table, summary, files, newest_run(scored))
 
 
 # --- who wins ----------------------------------------------------------------------------------------------------
@@ -239,7 +238,7 @@ def _summary(table: pd.DataFrame, n: int, n_datasets: int, test: RankTest | None
     if len(ranked) < 2:
         return "No ranks: fewer than two strategies have test scores in all of these comparisons."
     best = ranked[ranked["mean_rank"] == ranked["mean_rank"].min()]
-    first = _join([f"**{formats.escape(label)}**" for label in best["strategy"]])
+    first = formats.joined([f"**{formats.escape(label)}**" for label in best["strategy"]])
     sentences = [
         f"{first} {'has' if len(best) == 1 else 'share'} the best mean rank, {best['mean_rank'].iloc[0]:.2f} of"
     ]
@@ -247,11 +246,11 @@ def _summary(table: pd.DataFrame, n: int, n_datasets: int, test: RankTest | None
     picked = table[table["chosen"] > 0].sort_values("chosen", ascending=False, kind="stable")
     if len(picked):
         each = [f"{formats.escape(row['strategy'])} in {row['chosen']}" for row in picked.to_dict("records")]
-        sentences.append(f"The reports of the single comparisons choose {_join(each)}.")
+        sentences.append(f"The reports of the single comparisons choose {formats.joined(each)}.")
     if test is not None:
         verdict = f"Friedman's test over {n} datasets: p = {test.p_value:.2g}"
         if test.differing:
-            pairs = _join([f"{formats.escape(a)} above {formats.escape(b)}" for a, b in test.differing])
+            pairs = formats.joined([f"{formats.escape(a)} above {formats.escape(b)}" for a, b in test.differing])
             sentences.append(f"{verdict}; mean ranks more than {test.critical_difference:.2f} apart differ: {pairs}.")
         elif test.p_value < 1 - confidence:
             sentences.append(
@@ -340,7 +339,11 @@ def _notes(loaded: Sequence[Comparison], scored: Sequence[Comparison], datasets:
     if missing := [comparison.name for comparison in loaded if comparison.name not in kept]:
         notes.append(f"Without any test score, and left out: {', '.join(missing)}.")
     for dataset, times in Counter(datasets).items():
-        prints = {_one(c, "data_fingerprint") for c, name in zip(scored, datasets, strict=True) if name == dataset}
+        prints = {
+            formats.different(c.studies["data_fingerprint"])
+            for c, name in zip(scored, datasets, strict=True)
+            if name == dataset
+        }
         if times > 1 and len(prints) > 1:
             notes.append(
                 f"Comparisons on {dataset} ran on different data (another split or train size, perhaps other data "
@@ -367,8 +370,8 @@ def _titles(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _models(comparisons: Sequence[Comparison]) -> list[str]:
     """What a mark of the figure stands for: the model, and what else differs between comparisons on one dataset."""
-    models = [_one(comparison, "model") or comparison.name for comparison in comparisons]
-    datasets = [_one(comparison, "dataset") for comparison in comparisons]
+    models = [formats.different(comparison.studies["model"]) or comparison.name for comparison in comparisons]
+    datasets = [formats.different(comparison.studies["dataset"]) for comparison in comparisons]
     pairs = list(zip(models, datasets, strict=True))
     return [
         f"{model}, {formats.setting(c.train_size)} examples" if pairs.count(pair) > 1 else model
@@ -385,10 +388,6 @@ def _budget(comparison: Comparison) -> str:
     return ", ".join(parts)
 
 
-def _one(comparison: Comparison, column: str) -> str:
-    return ", ".join(dict.fromkeys(str(v) for v in comparison.studies[column] if not formats.is_missing(v)))
-
-
 def _count(values: Sequence[str], what: str) -> str:
     different = len(set(values))
     return f"{different} {what}{'' if different == 1 else 's'}"
@@ -396,7 +395,3 @@ def _count(values: Sequence[str], what: str) -> str:
 
 def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:8]
-
-
-def _join(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -26,6 +26,7 @@ __all__ = [
     "per_class_table",
     "shifted_scores",
     "shifted_table",
+    "single_class_finals",
     "size_table",
     "strategy_scores",
 ]
@@ -56,6 +57,14 @@ def floor_scores(comparison: Comparison) -> dict[str, SeedScores]:
         str(name): seed_scores(rows, comparison.predictions, fixed=True)
         for name, rows in comparison.floors.groupby(schema.PARAM_FLOOR)
     }
+
+
+def single_class_finals(comparison: Comparison, study: str) -> tuple[list[str], int]:
+    """The class of each counted final that predicts one class only where there are several, and how many were read."""
+    runs = comparison.finals(study)["run_id"]
+    read = [comparison.predictions[run] for run in runs if run in comparison.predictions]
+    single = [table for table in read if table["prediction"].nunique() == 1 and table["label"].nunique() > 1]
+    return [str(table["prediction"].iloc[0]) for table in single], len(read)
 
 
 def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.DataFrame:

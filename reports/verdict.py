@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from reports.formats import count, duration, escape, floor_name, percent, score_interval, size
+from reports.formats import count, duration, escape, floor_name, joined, percent, score_interval, size
 from reports.load import Comparison
 from reports.power import MOST_ITEMS, MOST_SEEDS, POWER, Requirement, required
 from reports.stats import Interval, Pool, SeedScores, difference_components, paired_difference, pool
-from reports.tables import accounting_table, floor_scores, strategy_scores
+from reports.tables import accounting_table, floor_scores, single_class_finals, strategy_scores
 from sweeper import schema
 
 __all__ = ["Rule", "Verdict", "judge", "judge_comparison"]
@@ -227,11 +227,9 @@ def _collapsed(comparison: Comparison) -> dict[str, tuple[int, int]]:
     """Strategy -> how many of its counted finals predict one class only, and of how many; none is left out."""
     found = {}
     for _, study in comparison.studies.iterrows():
-        runs = comparison.finals(study["study"])["run_id"]
-        tables = [comparison.predictions[run] for run in runs if run in comparison.predictions]
-        number = sum(table["prediction"].nunique() == 1 < table["label"].nunique() for table in tables)
-        if number:
-            found[str(study["label"])] = (number, len(tables))
+        single, read = single_class_finals(comparison, study["study"])
+        if single:
+            found[str(study["label"])] = (len(single), read)
     return found
 
 
@@ -282,7 +280,7 @@ def _ties(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
         span = f", with {count(min(sizes))} to {count(max(sizes))} parameters" if sizes else ""
         return f"{len(ties)} others are indistinguishable from it{also}{span}."
     named = [f"{escape(label)}{_times(rows, label, str(verdict.chosen))}" for label in ties]
-    return f"Indistinguishable from it{also}: {_join(named)}."
+    return f"Indistinguishable from it{also}: {joined(named)}."
 
 
 def _costs(verdict: Verdict) -> str:
@@ -300,7 +298,7 @@ def _costs(verdict: Verdict) -> str:
             f"{escape(label)} costs {_points(-gap.mean)} [{-100 * gap.high:.1f}, {-100 * gap.low:.1f}]"
             for label, gap in behind.items()
         ]
-        sentences.append(f"{_join(costs)}{against}.")
+        sentences.append(f"{joined(costs)}{against}.")
     unknown = [escape(label) for label, gap in verdict.differences.items() if gap.tie is None]
     if unknown:
         sentences.append(f"Whether {_named(unknown)} {'is' if len(unknown) == 1 else 'are'} worse cannot be told.")
@@ -399,7 +397,7 @@ def _none_fits(rows: Mapping[str, pd.Series], rule: Rule) -> str:
         shown.append(f"{what}, {ratio:.3g} times the budget" if math.isfinite(ratio) else what)
     return (
         f"Nothing can be chosen: no strategy fits the budget of {_budgets(rule)}. The closest is {escape(closest)}, "
-        f"test accuracy {_accuracy(row)}, with {_join(shown)}."
+        f"test accuracy {_accuracy(row)}, with {joined(shown)}."
     )
 
 
@@ -409,7 +407,7 @@ def _budgets(rule: Rule) -> str:
         schema.TRAIN_SECONDS: rule.max_train_seconds,
         schema.PEAK_MEMORY_MB: rule.max_memory_mb,
     }
-    return _join([_amount(column, budget) for column, budget in given.items() if budget is not None])
+    return joined([_amount(column, budget) for column, budget in given.items() if budget is not None])
 
 
 def _amount(column: str, value: float) -> str:
@@ -460,8 +458,4 @@ def _accuracy(row: pd.Series) -> str:
 def _named(names: list[str]) -> str:
     """All names, or the first few and the number of the others."""
     rest = len(names) - _MOST_NAMES
-    return _join(names) if rest < 2 else f"{', '.join(names[:_MOST_NAMES])} and {rest} others"
-
-
-def _join(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return joined(names) if rest < 2 else f"{', '.join(names[:_MOST_NAMES])} and {rest} others"

@@ -106,38 +106,22 @@ def _names(comparison: Any) -> list[str]:
 
 
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
-    return reports.build_report(
-        _tracking_uri(config),
-        reports_dir=Path(config.output_dir) / "reports",
-        comparison=comparison,
-        confidence=config.report.confidence,
-        rule=_rule(config),
-    )
+    return reports.build_report(_tracking_uri(config), comparison=comparison, **_reporting(config))
 
 
 def _build_size_report(config: Config, curve: str) -> reports.Report:
-    return reports.build_size_report(
-        _tracking_uri(config),
-        reports_dir=Path(config.output_dir) / "reports",
-        curve=curve,
-        confidence=config.report.confidence,
-        rule=_rule(config),
-    )
-
-
-def _rule(config: Config) -> reports.Rule:
-    given = config.report
-    return reports.Rule(given.delta, given.max_trainable_params, given.max_train_seconds, given.max_memory_mb)
+    return reports.build_size_report(_tracking_uri(config), curve=curve, **_reporting(config))
 
 
 def _build_summary(config: Config, names: Sequence[str]) -> reports.Report:
-    return reports.build_summary(
-        _tracking_uri(config),
-        reports_dir=Path(config.output_dir) / "reports",
-        comparisons=names,
-        confidence=config.report.confidence,
-        rule=_rule(config),
-    )
+    return reports.build_summary(_tracking_uri(config), comparisons=names, **_reporting(config))
+
+
+def _reporting(config: Config) -> dict[str, Any]:
+    """What all reports are told."""
+    given = config.report
+    rule = reports.Rule(given.delta, given.max_trainable_params, given.max_train_seconds, given.max_memory_mb)
+    return {"reports_dir": Path(config.output_dir) / "reports", "confidence": given.confidence, "rule": rule}
 
 
 def _print_title(report: reports.Report, what: str, console: Console) -> None:
