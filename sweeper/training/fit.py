@@ -75,6 +75,7 @@ class FitResult:
     history: list[EpochRecord]
     train_seconds: float
     peak_memory_mb: float
+    recorded_seconds: float = 0.0  # what recording the states that were read took, whenever that was
 
 
 def fit(
@@ -121,6 +122,7 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     reset_peak_memory()
     started = time.perf_counter()
+    recorded_seconds = 0.0
     for stage, epochs in zip(stages, stage_epochs(stages, settings.epochs), strict=True):
         enter_stage(model, stage, trained)
         rate = learning_rate * stage.learning_rate_factor
@@ -148,6 +150,7 @@ def fit(
                     _train_with_trainer(model, seed, data, attached, run, settings, recorder, trained)
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
+                recorded_seconds = max(recorded_seconds, attached.recorded_seconds)  # one pass records all cuts
     enter_stage(model, Stage(), trained)
     recorder.restore_best()
     return FitResult(
@@ -155,6 +158,7 @@ def fit(
         history=recorder.history,
         train_seconds=time.perf_counter() - started,
         peak_memory_mb=peak_memory_mb(),
+        recorded_seconds=recorded_seconds,
     )
 
 
