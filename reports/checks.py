@@ -251,9 +251,9 @@ def not_converged(evidence: Evidence) -> list[str]:
     """Finals whose validation accuracy was still rising at the last epoch.
 
     Either the last epoch of the ceiling gained, on average over the finals, more than two standard errors of a
-    validation accuracy, sqrt(p (1 - p) / n), and more than two standard errors over the finals; or every final kept that
-    epoch, which of k finals of e epochs without a trend happens with probability e^-k, and it gained more than a
-    standard error over the finals.
+    validation accuracy, sqrt(p (1 - p) / n), and more than two standard errors over the finals; or every final kept
+    that epoch, which k finals of e epochs without a trend do with probability e^-k, and it gained more than a standard
+    error over the finals.
     """
     found = []
     for study in evidence.studies():
@@ -302,10 +302,10 @@ def overconfident(evidence: Evidence) -> list[str]:
         holds = accuracy[last] >= accuracy[best] - math.sqrt(accuracy[best] * (1 - accuracy[best]) / size)
         if holds and loss[last] > (1 + LOSS_RISE) * loss[best] and loss[last] - loss[best] > _standard_error(rises):
             found.append(
-                f"{escape(study['label'])}: the mean validation loss of {_number_of(curves)} rises from {loss[best]:.3f} "
-                f"(epoch {best:.0f}) to {loss[last]:.3f} (epoch {last:.0f}) while accuracy goes from "
-                f"{score(accuracy[best])} to {score(accuracy[last])}: its probabilities grow too sure. Where they matter, "
-                "train fewer epochs or choose by `study.metric=validation_loss`."
+                f"{escape(study['label'])}: the mean validation loss of {_number_of(curves)} rises from "
+                f"{loss[best]:.3f} (epoch {best:.0f}) to {loss[last]:.3f} (epoch {last:.0f}) while accuracy goes from "
+                f"{score(accuracy[best])} to {score(accuracy[last])}: its probabilities grow too sure. Where they "
+                "matter, train fewer epochs or choose by `study.metric=validation_loss`."
             )
     return found
 

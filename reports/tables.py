@@ -158,7 +158,9 @@ def _strategy_row(comparison: Comparison, study: pd.Series, scores: SeedScores, 
         "seeds_asked": _number(study[schema.FINAL_SEEDS]),
         "best_validation_accuracy": math.nan if trial is None else float(trial[schema.BEST_VALIDATION_ACCURACY]),
         "validation_accuracy": float(finals[schema.BEST_VALIDATION_ACCURACY].mean()) if len(finals) else math.nan,
-        **_spread("trial_seconds", trials.loc[trials["state"] == schema.STATE_COMPLETE, schema.TRAIN_SECONDS], "median"),
+        **_spread(
+            "trial_seconds", trials.loc[trials["state"] == schema.STATE_COMPLETE, schema.TRAIN_SECONDS], "median"
+        ),
         **_spread("train_seconds", finals[schema.TRAIN_SECONDS], "mean"),
         "recorded_seconds": measured(schema.RECORDED_SECONDS, "max"),
         "tuning_seconds": float(spent.sum()) if is_missing(tuning) and len(spent) else _number(tuning),
