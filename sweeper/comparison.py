@@ -145,8 +145,13 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     failures: list[StudyError] = []
-    with Owner(output_dir), Progress(console, config.verbosity) as progress:
-        tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
+    with (
+        Owner(output_dir),
+        Progress(console, config.verbosity) as progress,
+        Tracker(
+            tracking_uri, config.tracking.experiment, output_dir, note=lambda text: progress.note(escape(text))
+        ) as tracker,
+    ):
         storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         log_floors(plans[0], task.dataset, tracker, progress)
         if prepared.prompting is not None:
