@@ -182,7 +182,7 @@ class ReferenceConfig:
 class TrackingConfig:
     """MLflow."""
 
-    uri: str | None = None  # null = sqlite in output_dir
+    uri: str | None = None  # null = sqlite in output_dir; http(s)://host:port = a tracking server
     experiment: str = "thawline"  # created when missing
 
 

@@ -99,7 +99,9 @@ class Outbox:
     def add_run(self, store: int, run: str, tags: Mapping[str, str], mlflow_id: str | None = None) -> None:
         """Note a run, with the id that MLflow gave it if it has."""
         with self._transaction() as db:
-            db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, 0)", (run, store, json.dumps(dict(tags)), mlflow_id))
+            db.execute(
+                "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, 0)", (run, store, json.dumps(dict(tags)), mlflow_id)
+            )
 
     def has_run(self, store: int, run: str) -> bool:
         """Whether the run is one of this store."""

@@ -161,7 +161,9 @@ class Tracker:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step; an epoch is a step."""
         if metrics:
-            self._put(run_id, _BATCH, {"metrics": {key: float(value) for key, value in metrics.items()}, "step": step})
+            self._put(
+                run_id, _BATCH, {"metrics": {key: float(value) for key, value in metrics.items()}, "step": int(step)}
+            )
 
     def flush(self) -> None:
         """Wait until the disk has all that was logged: a killed process loses none, but the power may fail."""
@@ -315,19 +317,19 @@ class _Sender(threading.Thread):
 
     def knows(self, run_id: str) -> bool:
         """Whether MLflow has the run or will be told of it; a run of a lost outbox is looked up."""
+        known = self._outbox.has_run(self._store, run_id)
         if self.failure:
-            return self._outbox.has_run(self._store, run_id)
+            return known
         try:
-            if not self._outbox.has_run(self._store, run_id):
-                if (found := self._lookup(run_id)) is None:
-                    return False
-                self._outbox.add_run(self._store, run_id, {}, found)
-            mlflow_id = self._outbox.mlflow_id(run_id)
-            if mlflow_id is None:
-                return True
-            return bool(self._client.get_run(mlflow_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+            # Output folders of before the outbox noted MLflow's own ids.
+            mlflow_id = self._outbox.mlflow_id(run_id) if known else self._lookup(run_id) or run_id
+            if mlflow_id is not None and self._client.get_run(mlflow_id).info.lifecycle_stage != LifecycleStage.ACTIVE:
+                return False
         except (MlflowException, OSError) as error:
-            return _is_down(error) and self._outbox.has_run(self._store, run_id)
+            return known and _is_down(error)
+        if not known:
+            self._outbox.add_run(self._store, run_id, {}, mlflow_id)
+        return True
 
     def run(self) -> None:
         """Send until told to stop."""
