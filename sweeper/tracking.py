@@ -358,7 +358,9 @@ class _Sender(threading.Thread):
         window = self._outbox.first(self._store, _WINDOW, tuple(self.refused))
         created = {entry.run for entry in window if entry.kind == _CREATE}
         doubtful = self._outbox.try_runs(created) if created else set()
-        runs = {entry.run: [other for other in window if other.run == entry.run] for entry in window}
+        runs: dict[str, list[Entry]] = {}
+        for entry in window:
+            runs.setdefault(entry.run, []).append(entry)
         for run, entries in runs.items():
             try:
                 for group in _grouped(entries):

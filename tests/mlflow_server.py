@@ -44,20 +44,22 @@ class Server:
         store = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
         files = ["--artifacts-destination", str(self.folder / "files")]
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *store, *files, *where],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        log = self.folder / "server.log"
+        with log.open("w") as printed:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *store, *files, *where],
+                stdout=printed,
+                stderr=printed,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
                 return
             time.sleep(0.2)
-        raise AssertionError("mlflow server did not start")
+        raise AssertionError(log.read_text())
 
     def kill(self) -> None:
         """Without notice, its workers too."""

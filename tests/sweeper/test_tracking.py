@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +20,11 @@ from sweeper import schema
 from sweeper.errors import StudyError
 from sweeper.outbox import FILE, Outbox
 from sweeper.tracking import Tracker, log_report
-from tests.cli import command, give_database, run
+from tests.cli import give_database, run, start
 from tests.mlflow_server import Server, free_port
 
 TINY = [
-    "strategy=frozen",
+    "strategy=full",
     "model=local",
     "dataset.train_size=64",
     "dataset.validation_size=40",
@@ -212,78 +210,78 @@ def histories(uri: str, output: Path) -> dict[str, dict[str, list[tuple[int, flo
     }
 
 
-def popen(output: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(output, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+class Sweep:
+    """A sweep in a process of its own, and what it printed so far."""
 
+    def __init__(self, output: Path, *arguments: str) -> None:
+        self._printed = output.with_suffix(".log")
+        self._printed.write_text("")
+        self.process = start(output, "sweep", *arguments, printed=self._printed)
 
-def read_until(process: subprocess.Popen[str], what: str) -> str:
-    assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if what in line:
-            return text
-    raise AssertionError(f"no {what!r} in:\n{text}")
+    def text(self) -> str:
+        return self._printed.read_text()
+
+    def wait_for(self, what: str) -> None:
+        deadline = time.monotonic() + 240
+        while what not in self.text():
+            assert self.process.is_alive() and time.monotonic() < deadline, self.text()
+            time.sleep(0.02)
+
+    def end(self, status: int) -> str:
+        self.process.join(240)
+        assert self.process.exitcode == status, self.text()
+        return self.text()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_server_that_dies_slows_nothing_and_is_told_everything_later(
     tmp_path: Path, tiny_checkpoint: Path, server: Server
 ) -> None:
-    arguments = ["sweep", *TINY, f"model.path={tiny_checkpoint}", f"tracking.uri={server.uri}", "trainer.epochs=20"]
-    sizes = ["study.n_trials=6", "final.seeds=2"]
+    arguments = [*TINY, f"model.path={tiny_checkpoint}", f"tracking.uri={server.uri}", "trainer.epochs=6"]
+    arguments += ["final.seeds=1"]
     alive, dead = tmp_path / "alive", tmp_path / "dead"
 
-    def sweep(output: Path, kill: bool) -> tuple[str, float, int]:
-        process = popen(output, *arguments, *sizes)
-        assert process.stdout is not None
-        text = read_until(process, "epoch 5/20")
-        if kill:
-            server.kill()
+    def timed(sweep: Sweep) -> float:
         started = time.monotonic()
-        text += read_until(process, "final 2/2")
-        return text + process.stdout.read(), time.monotonic() - started, process.wait(timeout=60)
+        sweep.wait_for("final 1/1")
+        return time.monotonic() - started
 
-    reference, before, status = sweep(alive, kill=False)
-    assert status == 0 and "Report:" in reference
-    text, after, status = sweep(dead, kill=True)
-    print(f"\nfrom epoch 5 of the first trial to the last final: {before:.2f} s with a server, {after:.2f} s without")
-    assert after < 1.5 * before + 2
-    assert status == 2 and f"MLflow at {server.uri} does not answer" in text
-    assert "Nothing is lost: the same command, or `make report` with the same tracking.uri" in text
-    assert "Traceback" not in text
+    reference = Sweep(alive, *arguments, "study.n_trials=4")
+    reference.wait_for("epoch 2/6")
+    before = timed(reference)
+    assert "Report:" in reference.end(0)
+    sweep = Sweep(dead, *arguments, "study.n_trials=4")
+    sweep.wait_for("epoch 2/6")
+    server.kill()
+    after = timed(sweep)
+    print(f"\nfrom epoch 2 of the first trial to the final: {before:.1f} s with a server, {after:.1f} s without")
+    assert after < 3 * before + 20  # MLflow's own retries take minutes for each write
+    text = sweep.end(2)
+    assert "writes for MLflow at" in text and "Nothing is lost: the same command" in text
+    assert "Traceback" not in text and "Report:" not in text
 
     # Down from the start, and killed with writes that only the disk has.
-    process = popen(dead, *arguments, "study.n_trials=8", "final.seeds=2")
-    read_until(process, "epoch 5/20")
-    process.kill()
-    process.communicate()
-    process = popen(dead, *arguments, "study.n_trials=7", "final.seeds=2")
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 2 and "does not answer" in text
+    killed = Sweep(dead, *arguments, "study.n_trials=6")
+    killed.wait_for("epoch 2/6")
+    killed.process.kill()
+    killed.process.join()
+    assert f"MLflow at {server.uri} does not answer" in Sweep(dead, *arguments, "study.n_trials=5").end(2)
     assert "wait in" in run(dead, "report", f"tracking.uri={server.uri}", status=2)
 
     server.start()
     assert "Report:" in run(dead, "report", f"tracking.uri={server.uri}")
-    for metrics in (told := histories(server.uri, dead)).values():
-        assert metrics
-    expected = histories(server.uri, alive)
-    both = [name for name in expected if " trial " in name or " final " in name]
-    assert len(both) == 8
+    told, expected = histories(server.uri, dead), histories(server.uri, alive)
+    both = [name for name in expected if " trial " in name]
+    assert len(both) == 4
     assert {name: told[name] for name in both} == {name: expected[name] for name in both}
-    assert sum(len(history) for name in both for history in told[name].values()) > 8 * 20 * 4
 
     storage = f"sqlite:///{dead / 'optuna.db'}"
     (study,) = optuna.get_all_study_names(storage)
-    for trial in optuna.load_study(study_name=study, storage=storage).trials:
-        scores = told[f"frozen trial {trial.number:03d}"]["validation_accuracy"]
+    trials = optuna.load_study(study_name=study, storage=storage).trials
+    assert len(trials) == 6  # five, and the one that was killed
+    for trial in trials:
+        scores = told[f"full trial {trial.number:03d}"]["validation_accuracy"]
         assert dict(scores) == trial.intermediate_values and len(scores) == len(trial.intermediate_values)
 
 
@@ -299,11 +297,11 @@ def test_a_server_that_comes_back_is_told_everything_by_the_same_process(tmp_pat
             tracker.log_metrics(run_id, {"loss": 1.0}, step=1)
             time.sleep(0.1)
         server.start()
-        tracker.finish(run_id, schema.STATE_COMPLETE, metrics={"loss": 2.0})
+        tracker.finish(run_id, schema.STATE_COMPLETE, metrics={"epochs_run": 1})
     assert "does not answer" in notes[0]
     assert not any("wait in" in note for note in notes)
     check_two_runs(server.uri)
-    assert recorded(server.uri)["while it was down"].data.metrics == {"loss": 2.0}
+    assert recorded(server.uri)["while it was down"].data.metrics == {"loss": 1.0, "epochs_run": 1}
 
 
 @pytest.mark.slow
