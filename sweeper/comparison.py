@@ -149,8 +149,10 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
         Owner(output_dir),
         make_engine("inline" if inline else config.engine.name, config.engine.workers) as engine,
         Progress(console, config.verbosity) as progress,
+        Tracker(
+            tracking_uri, config.tracking.experiment, output_dir, note=lambda text: progress.note(escape(text))
+        ) as tracker,
     ):
-        tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
         storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         log_floors(plans[0], task.dataset, tracker, progress)
         if prepared.prompting is not None:

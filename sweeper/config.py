@@ -191,7 +191,7 @@ class EngineConfig:
 class TrackingConfig:
     """MLflow."""
 
-    uri: str | None = None  # null = sqlite in output_dir
+    uri: str | None = None  # null = sqlite in output_dir; http(s)://host:port = a tracking server
     experiment: str = "thawline"  # created when missing
 
 

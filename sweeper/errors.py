@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "StudyError",
     "ThawlineError",
     "near_matches",
+    "redacted",
 ]
 
 
@@ -66,3 +68,8 @@ def near_matches(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
     question = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
     return f"{question}allowed: {', '.join(names)}"
+
+
+def redacted(text: str) -> str:
+    """A text without the user names and passwords of the URLs in it: ``https://***@host/path``."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

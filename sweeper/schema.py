@@ -22,6 +22,7 @@ TAG_STRATEGY: Final = "thawline.strategy"  # its label and wrappers, e.g. lora+p
 TAG_MODEL: Final = "thawline.model"
 TAG_DATASET: Final = "thawline.dataset"
 TAG_PARENT: Final = "mlflow.parentRunId"
+TAG_RUN: Final = "thawline.run"  # an id of our own, by which a run is found again
 TAG_PSEUDO_LABEL: Final = "thawline.pseudo_label"  # trial, final: why a round added nothing and was the last
 TAG_SHIFTED: Final = "thawline.shifted"  # final: name and fingerprint of the shifted data that it was scored on
 
