@@ -19,6 +19,7 @@ import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
 from sweeper.errors import StudyError
+from sweeper.secrets import redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,7 +232,7 @@ def _interval(row: Mapping[str, Any], split: str = "test") -> str:
 
 
 def _ui_command(config: Config) -> str:
-    uri = _tracking_uri(config)
+    uri = redacted(_tracking_uri(config))
     if uri == "sqlite:///outputs/mlflow.db":
         return "make ui"
     return uri if uri.startswith("http") else f"python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from sweeper import schema
+from sweeper.secrets import redacted
 from sweeper.training.recorder import EpochRecord
 
 __all__ = ["Progress", "duration"]
@@ -104,7 +105,7 @@ class Progress:
         """The current trial ended in a state of the schema."""
         self._best = best
         outcome = f"score {value:.4f}" if value is not None else state
-        because = f" ({escape(reason)})" if reason else ""
+        because = f" ({escape(redacted(reason))})" if reason else ""
         best_text = f"  best {best:.4f}" if best is not None else ""
         self._end(f"{outcome:<13}{best_text}  {self._values}{because}", _STYLES.get(state, "red"))
 
@@ -114,7 +115,7 @@ class Progress:
 
     def final_finished(self, state: str, reason: str, accuracy: float | None) -> None:
         """The current final ended; ``accuracy`` is its score on the test split."""
-        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(reason)})"
+        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(redacted(reason))})"
         self._end(outcome, _STYLES.get(state, "red"))
 
     def _replace_task(self, label: str, total: float) -> None:

@@ -24,12 +24,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import StudyError
-from sweeper.files import replaced
+from sweeper.files import inside, replaced
 from sweeper.hashing import derive_seed, digest
 from sweeper.interruption import Interrupted, StopSignal
 from sweeper.objective import Run, Task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
+from sweeper.resume import claim
+from sweeper.secrets import redacted
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import domain_pretrain
 from sweeper.training.pseudo_label import Round, self_train
@@ -45,7 +47,7 @@ ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 # Attributes in Optuna: of trials ...
 _STATE, _REASON, _INDEX, _RUN, _SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
 # ... and of studies.
-_FINAL, _IDENTITY, _LOST_SECONDS = "final", "identity", "domain_pretrain_lost_seconds"
+_FINAL, _LOST_SECONDS = "final", "domain_pretrain_lost_seconds"
 _SHIFTED = "shifted"  # of a final's record
 
 
@@ -72,12 +74,7 @@ def run_study(
         pruner=_pruner(plan.pruner, plan.epochs),
         load_if_exists=True,
     )
-    if study.user_attrs.setdefault(_IDENTITY, plan.identity) != plan.identity:
-        raise StudyError(
-            f"study.name={plan.study} belongs to a study of another model, dataset, strategy or trainer setting",
-            "Leave study.name out, choose another one, or give the settings that it was made with.",
-        )
-    study.set_user_attr(_IDENTITY, plan.identity)
+    claim(study, plan)
     runner = _StudyRunner(plan, task, study, tracker, progress, models_dir)
     with StopSignal() as stop:
         runner.run(stop)
@@ -318,7 +315,7 @@ class _StudyRunner:
         trial.set_user_attr(_STATE, state)
         trial.set_user_attr(_SECONDS, seconds)
         if reason:
-            trial.set_user_attr(_REASON, reason)
+            trial.set_user_attr(_REASON, redacted(reason))
         if state == schema.STATE_COMPLETE:
             self.study.tell(trial, value)
         elif state in (schema.STATE_PRUNED, schema.STATE_DIVERGED):
@@ -469,7 +466,7 @@ class _StudyRunner:
         ]
         if earlier and not (score > max(earlier) if self.plan.maximize else score < min(earlier)):
             return
-        with replaced(self.models_dir / self.plan.study) as fresh:
+        with replaced(inside(self.models_dir, self.plan.study)) as fresh:
             self.task.save(run, fresh)
 
     # --- bookkeeping ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pandas as pd
 
 from sweeper import schema
 from sweeper.errors import StudyError
+from sweeper.secrets import redacted
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with a server: two lines for every run
@@ -149,7 +150,7 @@ class Tracker:
         """Close a run with a state of the schema and its last metrics."""
         tags = {schema.TAG_STATE: state}
         if reason:
-            tags[schema.TAG_REASON] = reason[:_PARAM_LENGTH]
+            tags[schema.TAG_REASON] = redacted(reason)[:_PARAM_LENGTH]
         self.log_metrics(run_id, metrics or {})
         self._send(run_id, tags)
         self._client.set_terminated(run_id, status=schema.MLFLOW_STATUS[state])
