@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sweeper.errors import StudyError
 from sweeper.hashing import derive_seed
 
-__all__ = ["Owner", "StudyOwner"]
+__all__ = ["Owner", "StudyOwner", "sqlite_file"]
 
 
 class Owner:
@@ -59,14 +59,13 @@ class StudyOwner:
         self._connection: sqlalchemy.Connection | None = None
 
     def __enter__(self) -> StudyOwner:
-        backend, database = self._url.get_backend_name(), self._url.database
-        if backend == "sqlite" and database and database != ":memory:":
-            path = Path(database).resolve()
+        path = sqlite_file(self._url)
+        if path is not None:
             lock, note = (path.with_name(f"{path.name}.{ending}") for ending in ("lock", "owner"))
             hint = "Wait until it ends, or give this run a database of its own: study.storage=..."
             self._file = _held(lock, note, f"the Optuna storage {path}", hint)
             self._file.__enter__()
-        elif backend == "postgresql":
+        elif self._url.get_backend_name() == "postgresql":
             self._lock()
         return self
 
@@ -122,6 +121,14 @@ class StudyOwner:
             except DBAPIError:
                 self._connection.invalidate()
             self._connection = None
+
+
+def sqlite_file(url: sqlalchemy.URL) -> Path | None:
+    """The file of an SQLite database; ``None`` for one in memory, or another database."""
+    name = url.database or ":memory:"
+    if url.get_backend_name() != "sqlite" or ":memory:" in name:
+        return None
+    return Path(name.removeprefix("file:") if "uri" in url.query else name).resolve()
 
 
 _HOLDER = """

@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from sweeper.errors import StudyError
-from sweeper.ownership import StudyOwner
+from sweeper.ownership import StudyOwner, sqlite_file
 
 __all__ = ["Storage", "existing_storage", "open_storage", "storage_url"]
 
@@ -154,8 +154,8 @@ def existing_storage(url: str) -> Storage | None:
     """
     try:
         parsed = sqlalchemy.make_url(url)
-        in_memory = not parsed.database or parsed.database == ":memory:"
-        if parsed.get_backend_name() == "sqlite" and (in_memory or not Path(str(parsed.database)).is_file()):
+        path = sqlite_file(parsed)
+        if parsed.get_backend_name() == "sqlite" and (path is None or not path.is_file()):
             return None
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_engine_kwargs(url))
         if not sqlalchemy.inspect(engine).has_table("studies"):

@@ -37,19 +37,9 @@ def test_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch, 
     assert SECRET not in str(ConfigError([f"401 for Bearer {SECRET}", "another"], f"not {SECRET}"))
 
 
-def test_a_sweep_leaves_no_secret_anywhere(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conf = tmp_path / "conf" / "tracking"
-    conf.mkdir(parents=True)
-    database = f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}"
-    (conf / "mine.yaml").write_text(f"uri: {database}?token={SECRET}\nexperiment: thawline\n")
-    (tmp_path / "out").mkdir()
-    monkeypatch.setenv("THAWLINE_TEST_TOKEN", SECRET)
+def test_a_sweep_leaves_no_secret_anywhere(tmp_path: Path, tiny_checkpoint: Path) -> None:
     output = tmp_path / "out"
     arguments = [
-        f"--config-dir={tmp_path / 'conf'}",
-        "tracking=mine",
         "model=local",
         f"model.path={tiny_checkpoint}",
         "strategy=frozen",
@@ -60,15 +50,16 @@ def test_a_sweep_leaves_no_secret_anywhere(
         "trainer.precision=fp32",
         "final.seeds=1",
         "study.n_trials=1",
-        f"study.storage=sqlite:///{output / 'optuna.db'}?password={SECRET}",
+        f"study.storage='sqlite:///file:{output / 'optuna.db'}?uri=true&password={SECRET}'",
     ]
     printed = [run(output, "sweep", *arguments, "dry_run=true"), run(output, "sweep", *arguments)]
     (study,) = runs(output, kind="study").to_dict("records")
-    assert "optuna.db?password=***" in study["tags.thawline.command"]
+    assert "optuna.db?uri=true&password=***" in study["tags.thawline.command"]
     # Errors, of our own and of libraries, name the storage.
     away = f"study.storage=postgresql+psycopg2://me:{SECRET}@127.0.0.1:1/db"
     printed.append(run(output, "sweep", *arguments[:-1], away, status=2))
     assert "postgresql+psycopg2://me:***@127.0.0.1:1/db" in printed[-1]
+    printed.append(run(output, "report", f"tracking.uri=http://me:{SECRET}@127.0.0.1:1", status=2))
     assert not [text for text in printed if SECRET in text]
     files = [path for path in output.rglob("*") if path.is_file()]
     assert any(path.name == "overrides.yaml" for path in files) and any(path.name == "report.md" for path in files)
