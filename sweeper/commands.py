@@ -235,7 +235,11 @@ def _ui_command(config: Config) -> str:
     uri = redacted(_tracking_uri(config))
     if uri == "sqlite:///outputs/mlflow.db":
         return "make ui"
-    return uri if uri.startswith("http") else f"python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
+    return (
+        uri
+        if uri.startswith("http")
+        else (f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1")
+    )
 
 
 def _tracking_uri(config: Config) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import subprocess
 import threading
 from collections import Counter
@@ -105,6 +104,7 @@ def test_a_storage_waits_for_its_server_and_loses_nothing(server: postgres.Serve
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_sweep_in_postgresql_survives_its_server_and_its_own_death(
     server: postgres.Server, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
@@ -127,15 +127,17 @@ def test_a_sweep_in_postgresql_survives_its_server_and_its_own_death(
     first = subprocess.Popen(
         command(tmp_path / "a", *arguments), stdout=subprocess.PIPE, text=True, env={**os.environ, **given}
     )
-    assert first.stdout is not None
-    assert any("epoch 2/" in line for line in first.stdout)
-    other = run(tmp_path / "b", *arguments, f"study.storage='{server.url}'", status=2)
-    assert f"is in use by process {first.pid} on " in other and postgres.PASSWORD not in other
-    server.stop()
-    server.start()
-    assert any("epoch 2/" in line for line in first.stdout), "the second trial has begun"
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    try:
+        assert first.stdout is not None
+        assert any("epoch 2/" in line for line in first.stdout)
+        other = run(tmp_path / "b", *arguments, f"study.storage='{server.url}'", status=2)
+        assert f"is in use by process {first.pid} on " in other and postgres.PASSWORD not in other
+        server.stop()
+        server.start()
+        assert any("epoch 2/" in line for line in first.stdout), "the second trial has begun"
+    finally:
+        first.kill()
+        first.communicate()
     text = run(tmp_path / "a", *arguments, f"study.storage='{server.url}'")
     assert postgres.PASSWORD not in text
     storage = open_storage(storage_url(server.url, Path()))
