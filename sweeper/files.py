@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replaced", "written"]
+from sweeper.errors import ThawlineError
+
+__all__ = ["inside", "replaced", "written"]
 
 
 @contextmanager
@@ -17,7 +19,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     What a killed process left of an earlier attempt is removed first.
     """
-    fresh, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    fresh, old = (inside(folder.parent, f".{folder.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     yield fresh
@@ -32,3 +34,15 @@ def written(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder/name``, which lies directly in the folder, links followed.
+
+    Raises:
+        ThawlineError: the name or a link of that name leads elsewhere.
+    """
+    path = folder / name
+    if path.resolve() != folder.resolve() / name:
+        raise ThawlineError(f"{path} leads out of {folder}", "Remove the link, or choose another name or output_dir.")
+    return path

@@ -21,6 +21,7 @@ from sweeper.hashing import derive_seed
 from sweeper.interruption import Interrupted
 from sweeper.plan import Plan
 from sweeper.progress import Progress
+from sweeper.secrets import redacted
 from sweeper.tracking import Tracker
 from sweeper.training.pseudo_label import Round
 from sweeper.training.recorder import Diverged, EpochRecord
@@ -96,7 +97,7 @@ def tell(study: optuna.Study, trial: Trial, state: str, reason: str, value: floa
     trial.set_user_attr(STATE, state)
     trial.set_user_attr(SECONDS, seconds)
     if reason:
-        trial.set_user_attr(REASON, reason)
+        trial.set_user_attr(REASON, redacted(reason))
     if state == schema.STATE_COMPLETE:
         study.tell(trial, value)
     elif state in (schema.STATE_PRUNED, schema.STATE_DIVERGED):

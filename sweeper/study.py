@@ -21,11 +21,13 @@ from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
 from sweeper.engine import Assignment, Engine, Workload
 from sweeper.errors import StudyError
+from sweeper.files import inside
 from sweeper.hashing import derive_seed, digest
 from sweeper.interruption import Interrupted, StopSignal
 from sweeper.objective import Task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
+from sweeper.resume import claim
 from sweeper.runs import INDEX, REASON, RUN, SECONDS, SHIFTED, STATE, Book, FinalRun, TrialRun, remove_staged, tell
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import domain_pretrain
@@ -36,8 +38,8 @@ STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default,
 IMPORTANCE_TRIALS = 10  # with 8, fANOVA named the only hyperparameter that mattered in half of the studies; 12: 7 of 8
 ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 
-# Attributes of studies in Optuna.
-_IDENTITY, _LOST_SECONDS = "identity", "domain_pretrain_lost_seconds"
+# An attribute of studies in Optuna.
+_LOST_SECONDS = "domain_pretrain_lost_seconds"
 
 
 def run_study(
@@ -64,12 +66,7 @@ def run_study(
         pruner=_pruner(plan.pruner, plan.epochs),
         load_if_exists=True,
     )
-    if study.user_attrs.setdefault(_IDENTITY, plan.identity) != plan.identity:
-        raise StudyError(
-            f"study.name={plan.study} belongs to a study of another model, dataset, strategy or trainer setting",
-            "Leave study.name out, choose another one, or give the settings that it was made with.",
-        )
-    study.set_user_attr(_IDENTITY, plan.identity)
+    claim(study, plan)
     runner = _StudyRunner(Book(plan, study, tracker, progress), task, engine, models_dir)
     with StopSignal() as stop:
         runner.run(stop)
@@ -284,7 +281,7 @@ class _StudyRunner:
         self.tracker.set_tags(self.book.parent, {schema.TAG_WINNER: configuration})
         keys = [self.book.final_key(configuration, index) for index in range(self.plan.final_seeds)]
         earlier = [record for key in keys if (record := self.study.user_attrs.get(key)) is not None]
-        folder = self.models_dir / self.plan.study
+        folder = inside(self.models_dir, self.plan.study)
         remove_staged(folder)
         attempts: dict[str, list[FinalRun]] = {key: [] for key in keys}
 

@@ -24,9 +24,10 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from sweeper import schema
-from sweeper.errors import StudyError, redacted
+from sweeper.errors import StudyError
 from sweeper.outbox import FILE, Entry, Outbox, waiting_for
 from sweeper.ownership import Owner
+from sweeper.secrets import redacted
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with a server: two lines for every run
@@ -196,7 +197,7 @@ class Tracker:
         """Close a run with a state of the schema and its last metrics."""
         tags = {schema.TAG_STATE: state}
         if reason:
-            tags[schema.TAG_REASON] = reason[:_PARAM_LENGTH]
+            tags[schema.TAG_REASON] = redacted(reason)[:_PARAM_LENGTH]
         with self._outbox.together():
             self.log_metrics(run_id, metrics or {})
             self.set_tags(run_id, tags)
