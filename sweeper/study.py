@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -24,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import StudyError
+from sweeper.faults import failure_reason, failure_summary
 from sweeper.files import replaced
 from sweeper.hashing import derive_seed, digest
 from sweeper.interruption import Interrupted, StopSignal
@@ -291,14 +291,14 @@ class _StudyRunner:
             # TPE learns nothing from a failed trial; from a pruned one with a worst score it learns to keep away.
             state, reason = schema.STATE_DIVERGED, str(diverged)
             trial.report(0.0 if self.plan.maximize else WORST_LOSS, history[-1].epoch + 1 if history else 1)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            reason = f"out of memory: {error}"
         except (Interrupted, KeyboardInterrupt) as error:
             state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise
+            if (of_its_own := failure_reason(error)) is None:
+                reason = f"{type(error).__name__}: {error}"
+                raise
+            reason = of_its_own
         finally:
             metrics.setdefault(schema.TRAIN_SECONDS, time.perf_counter() - started)
             metrics.setdefault(schema.EPOCHS_RUN, len(history))
@@ -369,12 +369,8 @@ class _StudyRunner:
         finished = self._finished()
         failed = [trial for trial in finished if trial.user_attrs.get(_STATE) == schema.STATE_FAILED]
         if len(finished) >= 3 and len(failed) / len(finished) > self.plan.max_failure_rate:
-            reasons = Counter(str(trial.user_attrs.get(_REASON, "")).splitlines()[0] for trial in failed)
-            raise StudyError(
-                f"{len(failed)} of {len(finished)} trials of {self.plan.study} failed: "
-                + "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common()),
-                "Mend the cause and run the same command, or raise study.max_failure_rate.",
-            )
+            reasons = [str(trial.user_attrs.get(_REASON, "")) for trial in failed]
+            raise failure_summary(f"trials of {self.plan.study}", len(finished), reasons)
 
     # --- finals --------------------------------------------------------------------------------------------------
 
@@ -450,8 +446,10 @@ class _StudyRunner:
             state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise
+            if (of_its_own := failure_reason(error)) is None:
+                reason = f"{type(error).__name__}: {error}"
+                raise
+            reason = of_its_own
         finally:
             self.tracker.finish(run_id, state, reason=reason, metrics=metrics)
             self.progress.final_finished(state, reason, metrics.get(schema.TEST_ACCURACY))
