@@ -79,7 +79,8 @@ class StageTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """The gradients of a batch, from as many passes as it takes; the loss is the batch's own mean."""
         losses = []
-        for part, self._share in batch_parts(inputs, self._micro_batch_size, self._weigh):
+        for part, share in batch_parts(inputs, self._micro_batch_size, self._weigh):
+            self._share = share
             losses.append(super().training_step(model, part, num_items_in_batch))
         self._share = 1.0
         return torch.stack(losses).sum()
@@ -97,11 +98,9 @@ class StageTrainer(Trainer):
 
         def predict(rows: Sequence[int]) -> tuple[Any, Any, Any]:
             part = {name: tensor[rows[0] : rows[-1] + 1] for name, tensor in inputs.items()}
-            share = self._weigh(part["labels"]) / whole
-            loss, logits, labels = super(StageTrainer, self).prediction_step(
-                model, part, prediction_loss_only, ignore_keys
-            )
-            return loss * share, logits, labels
+            results: Any = super(StageTrainer, self).prediction_step(model, part, prediction_loss_only, ignore_keys)
+            loss, logits, labels = results
+            return loss * self._weigh(part["labels"]) / whole, logits, labels
 
         parts = [part for _, part in self._evaluation.over(range(len(inputs["labels"])), predict)]
         losses, logits, labels = zip(*parts, strict=True)
