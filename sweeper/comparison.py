@@ -14,6 +14,7 @@ import optuna
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from strategies import Frozen, NotApplicable
@@ -22,6 +23,7 @@ from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
 from sweeper.errors import ConfigError, StudyError
+from sweeper.faults import storage_error
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import Pretrained, timm_repository
 from sweeper.models.zero_shot import check_zero_shot
@@ -372,6 +374,9 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
     try:
         return optuna.storages.RDBStorage(url)
     except (SQLAlchemyError, ImportError) as error:
+        database = make_url(url).database
+        if (said := storage_error(error, Path(database or ".").parent)) is not None:
+            raise said from error
         reason = str(error).splitlines()[0]
         raise StudyError(
             f"the Optuna storage study.storage={url} cannot be opened: {reason}",

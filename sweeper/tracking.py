@@ -15,6 +15,7 @@ import pandas as pd
 
 from sweeper import schema
 from sweeper.errors import StudyError
+from sweeper.faults import storage_error
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with a server: two lines for every run
@@ -24,6 +25,7 @@ import mlflow
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 __all__ = ["Tracker", "log_report", "versions"]
 
@@ -63,7 +65,9 @@ class Tracker:
                 )
             else:
                 self._experiment = found.experiment_id
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            if (said := storage_error(error, artifacts.parent)) is not None:
+                raise said from error
             raise StudyError(
                 f"the MLflow store at {uri} cannot be opened: {str(error).splitlines()[0]}",
                 "Check tracking.uri, or leave it out to use a database in output_dir.",

@@ -100,7 +100,7 @@ class StageTrainer(Trainer):
             part = {name: tensor[rows[0] : rows[-1] + 1] for name, tensor in inputs.items()}
             results: Any = super(StageTrainer, self).prediction_step(model, part, prediction_loss_only, ignore_keys)
             loss, logits, labels = results
-            return loss * self._weigh(part["labels"]) / whole, logits, labels
+            return loss * (self._weigh(part["labels"]) / whole), logits, labels
 
         parts = [part for _, part in self._evaluation.over(range(len(inputs["labels"])), predict)]
         losses, logits, labels = zip(*parts, strict=True)
