@@ -59,8 +59,8 @@ def main() -> None:
         variants = for_strategies(_without_strategy(overrides), own, config_dir(), extra_dir) if own else [overrides]
         if all(flag in _CONFIG_DIR for flag in flags[::2]):  # --help, -m and the like are Hydra's business
             _check(variants, extra_dir)
-            given = [item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("output_dir=")]
-            check_writable(Path(given[-1] if given else "outputs"))  # Hydra writes there before it calls anything
+            folders = [item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("output_dir=")]
+            check_writable(Path(folders[-1] if folders else "outputs"))  # Hydra writes there before it calls anything
     except ThawlineError as error:
         _fail(error)
     sys.argv = [sys.argv[0], *flags, *variants[0]]

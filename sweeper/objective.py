@@ -35,7 +35,7 @@ from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
 from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
 from sweeper.training.micro_batches import release_memory
-from sweeper.training.precision import measured_precision, resolve_precision
+from sweeper.training.precision import device, measured_precision, resolve_precision
 from sweeper.training.recorder import EpochRecord
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
@@ -309,6 +309,19 @@ class Task:
             del model
             release_memory()
             model, _ = self.prepare(strategy, seed)
+
+    def record_states(
+        self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None
+    ) -> None:
+        """Record what frozen blocks compute for the train and the validation split, before a run asks for it."""
+        if self.cache is None:
+            return
+        model, _ = self.prepare(spec.build(configuration)[0], seed=0)
+        model.to(device())
+        with self.cache.attached(model, self.validation, on_step) as attached:
+            if attached is not None:
+                attached.examples(self.train)
+                attached.examples(self.validation)
 
     @property
     def data(self) -> TrainingData:

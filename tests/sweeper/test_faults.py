@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+import torch
+from PIL import Image
 
+from sweeper.__main__ import main
+from sweeper.data.images import ImageEncoder, StoredImage
+from sweeper.errors import DataError
+from sweeper.faults import failure_reason
+from sweeper.models.preprocessing import Preprocessing
+from sweeper.objective import Run, Task
 from tests.cli import give_database, run, runs
 
 TINY = [
@@ -66,6 +75,105 @@ def finished(output: Path) -> int:
     states = [trial.state.name for trial in optuna.load_study(study_name=name, storage=storage).trials]
     assert "RUNNING" not in states
     return states.count("COMPLETE")
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, output: Path, tiny: list[str], failing: dict[int, Exception]) -> int:
+    """Sweep in this process; the runs of these numbers end with these errors. Returns the status."""
+    train, numbers = Task.run, iter(range(100))
+
+    def run_or_fail(self: Task, *args: Any, **kwargs: Any) -> Run:
+        if (error := failing.get(next(numbers))) is not None:
+            raise error
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(Task, "run", run_or_fail)
+    arguments = ["study.n_trials=4", "final.seeds=2", "study.max_failure_rate=0.6", f"output_dir={output}"]
+    monkeypatch.setattr(sys, "argv", ["sweeper", "sweep", "strategy=frozen", *tiny, *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        monkeypatch.setattr(Task, "run", train)
+    return 0
+
+
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+ROW = DataError("image shelf/7.png cannot be read any more: truncated", "Put it back.")
+
+
+@pytest.mark.slow
+def test_failures_are_outcomes_with_reasons_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: list[str]
+) -> None:
+    give_database(tmp_path)
+    assert sweep(monkeypatch, tmp_path, tiny, {0: MEMORY, 2: ROW, 4: MEMORY}) == 0
+    failed = runs(tmp_path, state="failed")
+    assert failed["tags.thawline.kind"].tolist() == ["trial", "trial", "final"]
+    reasons = ["out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.", f"data: {ROW.message}"]
+    assert failed["tags.thawline.reason"].tolist() == [*reasons, reasons[0]]
+    (report,) = tmp_path.glob("reports/*/report.md")
+    for sentence in (f"failed: {reasons[0]}; {reasons[1]}", f"1 final ended without a test score: {reasons[0]}"):
+        assert sentence in report.read_text().replace("\\", "")
+
+    assert sweep(monkeypatch, tmp_path, tiny, {}) == 0
+    assert len(runs(tmp_path, kind="trial")) == 4, "failed trials count"
+    assert len(runs(tmp_path, kind="final", state="complete")) == 2, "a failed final is trained again"
+    assert "1 final ended" not in report.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runs_that_fail", "what"), [((0, 1, 2), "3 of 3 trials"), ((4, 5), "2 of 2 finals")])
+def test_too_many_failures_stop_a_study_with_a_summary(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny: list[str],
+    capsys: pytest.CaptureFixture[str],
+    runs_that_fail: tuple[int, ...],
+    what: str,
+) -> None:
+    give_database(tmp_path)
+    assert sweep(monkeypatch, tmp_path, tiny, dict.fromkeys(runs_that_fail, MEMORY)) == 2
+    error = capsys.readouterr().err
+    assert (
+        what in error and f"failed: out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. ({what[0]}" in error
+    )
+    assert "run the same command, or raise study.max_failure_rate" in error
+    assert "RUNNING" not in set(runs(tmp_path)["status"])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MEMORY, "out of memory: CUDA"),
+        (MemoryError(), "out of memory: MemoryError"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9"), "out of m"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "out of memory: MPS"),
+        (ROW, "data: image shelf/7.png"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (ValueError("a mistake in the code"), None),
+        (OSError(28, "No space left on device"), None),
+    ],
+)
+def test_an_error_is_a_runs_own_or_ends_the_study(error: Exception, reason: str | None) -> None:
+    found = failure_reason(error)
+    assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light"])
+def test_an_image_that_vanished_is_named(tmp_path: Path, augmentation: str) -> None:
+    path = tmp_path / "shelf.png"
+    Image.new("RGB", (8, 8)).save(path)
+    encoder = ImageEncoder(
+        Preprocessing(size=(8, 8), resize=(8, 8), crop=False, mean=(0.5,) * 3, std=(0.5,) * 3), augmentation
+    )
+    split = encoder.encode([StoredImage(path)], np.zeros(1, dtype=np.int64), by_length=False)
+    examples = encoder.training(split, seed=0)
+    if augmentation != "none":
+        examples[0]
+    path.unlink()
+    with pytest.raises(DataError, match=r"image .*shelf\.png cannot be read any more"):
+        examples[0]
 
 
 @pytest.mark.slow
