@@ -299,7 +299,8 @@ class Task:
                     on_step=on_step,
                 )
             except Exception as error:
-                if size == 1 or not is_out_of_memory(error):
+                alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+                if size == 1 or not alone or not is_out_of_memory(error):
                     raise
                 logger.warning("out of memory with %d examples at once: the run starts anew, with %d", size, size // 2)
             else:

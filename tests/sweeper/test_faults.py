@@ -107,7 +107,7 @@ def test_failures_are_outcomes_with_reasons_everywhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: list[str]
 ) -> None:
     give_database(tmp_path)
-    assert sweep(monkeypatch, tmp_path, tiny, {0: MEMORY, 2: ROW, 4: MEMORY}) == 0
+    assert sweep(monkeypatch, tmp_path, tiny, {0: MEMORY, 3: ROW, 4: MEMORY}) == 0
     failed = runs(tmp_path, state="failed")
     assert failed["tags.thawline.kind"].tolist() == ["trial", "trial", "final"]
     reasons = ["out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.", f"data: {ROW.message}"]
@@ -164,9 +164,8 @@ def test_an_error_is_a_runs_own_or_ends_the_study(error: Exception, reason: str 
 def test_an_image_that_vanished_is_named(tmp_path: Path, augmentation: str) -> None:
     path = tmp_path / "shelf.png"
     Image.new("RGB", (8, 8)).save(path)
-    encoder = ImageEncoder(
-        Preprocessing(size=(8, 8), resize=(8, 8), crop=False, mean=(0.5,) * 3, std=(0.5,) * 3), augmentation
-    )
+    steps = Preprocessing(lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), (8, 8), (0.0,), (1.0,))
+    encoder = ImageEncoder(steps, augmentation)
     split = encoder.encode([StoredImage(path)], np.zeros(1, dtype=np.int64), by_length=False)
     examples = encoder.training(split, seed=0)
     if augmentation != "none":
