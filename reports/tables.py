@@ -278,10 +278,10 @@ def accounting_table(comparison: Comparison) -> pd.DataFrame:
     """What became of every trial.
 
     Columns: ``strategy``, ``study``, ``asked`` (``n_trials``), one count per state of ``ACCOUNT_STATES``, ``finished``
-    (complete + pruned + diverged + failed), ``state`` of the study and ``study_reason``, ``unequal`` (cut short by a timeout, or
-    fewer finished trials than another study), ``reasons`` (state -> {reason: how often}), ``finals_failed`` (finals
-    that ended without a test score) and ``finals_reasons``. Where no trial run was logged, the counts are those that
-    the study itself logged.
+    (complete + pruned + diverged + failed), ``state`` of the study and ``study_reason``, ``unequal`` (cut short by a
+    timeout, or fewer finished trials than another study), ``reasons`` (state -> {reason: how often}), ``finals_failed``
+    (finals that ended without a test score) and ``finals_reasons``. Where no trial run was logged, the counts are those
+    that the study itself logged.
     """
     rows = []
     for _, study in _studies(comparison):
