@@ -21,6 +21,7 @@ from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
 from sweeper.engine import Assignment, Engine, Workload
 from sweeper.errors import StudyError
+from sweeper.faults import failure_summary
 from sweeper.files import inside
 from sweeper.hashing import derive_seed, digest
 from sweeper.interruption import Interrupted, StopSignal
@@ -246,12 +247,8 @@ class _StudyRunner:
         finished = self._finished()
         failed = [trial for trial in finished if trial.user_attrs.get(STATE) == schema.STATE_FAILED]
         if len(finished) >= 3 and len(failed) / len(finished) > self.plan.max_failure_rate:
-            reasons = Counter(str(trial.user_attrs.get(REASON, "")).splitlines()[0] for trial in failed)
-            raise StudyError(
-                f"{len(failed)} of {len(finished)} trials of {self.plan.study} failed: "
-                + "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common()),
-                "Mend the cause and run the same command, or raise study.max_failure_rate.",
-            )
+            reasons = [str(trial.user_attrs.get(REASON, "")) for trial in failed]
+            raise failure_summary(f"trials of {self.plan.study}", len(finished), reasons)
 
     # --- finals --------------------------------------------------------------------------------------------------
 
@@ -284,19 +281,25 @@ class _StudyRunner:
         folder = inside(self.models_dir, self.plan.study)
         remove_staged(folder)
         attempts: dict[str, list[FinalRun]] = {key: [] for key in keys}
+        again = {key for key in keys if self.study.user_attrs.get(key, {}).get(STATE) == schema.STATE_FAILED}
 
         def next_final() -> Assignment | None:
             for index, (key, runs) in enumerate(attempts.items()):
-                if key in self.study.user_attrs or any(run.running for run in runs):
+                if (key in self.study.user_attrs and key not in again) or any(run.running for run in runs):
                     continue
                 if len(runs) == ATTEMPTS:
                     runs[-1].give_up(ATTEMPTS)
                     continue
+                again.discard(key)  # once in each command, whose user may have mended the cause
                 runs.append(FinalRun(self.book, best, configuration, index, folder))
                 return runs[-1].job, runs[-1]
             return None
 
         self.engine.run(workload, next_final, stop)
+        ended = [self.study.user_attrs.get(key, {}) for key in keys]
+        failed = [str(record.get(REASON, "")) for record in ended if record.get(STATE) == schema.STATE_FAILED]
+        if failed and len(failed) / len(ended) > self.plan.max_failure_rate:
+            raise failure_summary(f"finals of {self.plan.study}", len(ended), failed)
         unscored = sum(bool(self.book.shifted) and record.get(SHIFTED) != self.book.shifted for record in earlier)
         if unscored:
             self.progress.note(

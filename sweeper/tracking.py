@@ -25,6 +25,7 @@ import pandas as pd
 
 from sweeper import schema
 from sweeper.errors import StudyError
+from sweeper.faults import storage_error
 from sweeper.outbox import FILE, Entry, Outbox, waiting_for
 from sweeper.ownership import Owner
 from sweeper.secrets import redacted
@@ -40,6 +41,7 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 __all__ = ["Tracker", "Unsent", "log_report", "send_waiting", "versions"]
 
@@ -247,7 +249,9 @@ class Tracker:
                 tags = {"mlflow.experimentKind": "custom_model_development"}
                 # the kind opens the UI on training runs instead of traces
                 found = client.get_experiment(client.create_experiment(experiment, location, tags))
-        except (MlflowException, OSError, ValueError) as error:
+        except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+            if (said := storage_error(error, artifacts.parent)) is not None:
+                raise said from error
             failure = _reason(error)
             known = self._outbox.known_store(self.uri, experiment) if _is_down(error) else None
             if known is None:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sweeper.errors import StudyError
 from sweeper.training.batches import ShuffledBatches
+from sweeper.training.micro_batches import Halving, batch_parts
 from sweeper.training.recorder import EpochRecorder, scores
 
 __all__ = ["LanguageModelTrainer", "LossWatch", "StageTrainer", "training_arguments"]
@@ -32,6 +34,8 @@ class StageTrainer(Trainer):
         sampler: gives the order of the examples.
         recorder: told of each epoch.
         loss: of logits and labels, instead of the model's own.
+        weigh: the weight of some labels in the mean that a loss is.
+        micro_batch_size: examples of a batch that go through the model at once.
         kwargs: of the Trainer.
     """
 
@@ -42,6 +46,8 @@ class StageTrainer(Trainer):
         sampler: ShuffledBatches,
         recorder: EpochRecorder,
         loss: Loss | None,
+        weigh: Callable[[torch.Tensor], torch.Tensor],
+        micro_batch_size: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -57,6 +63,10 @@ class StageTrainer(Trainer):
             self.loss_is_scaled_for_ga = False  # it is a mean over each batch, of which several make a step
         self._groups = groups
         self._sampler = sampler
+        self._weigh = weigh
+        self._micro_batch_size = micro_batch_size
+        self._share: Any = 1.0  # of the batch's loss, that of the part under way
+        self._evaluation = Halving(self.args.eval_batch_size)
         # Architectures that take loss arguments would otherwise be trusted to divide by the accumulated batches.
         self.model_accepts_loss_kwargs = False
 
@@ -65,6 +75,36 @@ class StageTrainer(Trainer):
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(self._groups, lr=self.args.learning_rate, fused=True)
         return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The gradients of a batch, from as many passes as it takes; the loss is the batch's own mean."""
+        losses = []
+        for part, share in batch_parts(inputs, self._micro_batch_size, self._weigh):
+            self._share = share
+            losses.append(super().training_step(model, part, num_items_in_batch))
+        self._share = 1.0
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, of a part of a batch as a share of the batch's."""
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss if isinstance(loss, tuple) else loss * self._share
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """The Trainer's, in halves where memory runs out."""
+        whole = self._weigh(inputs["labels"])
+
+        def predict(rows: Sequence[int]) -> tuple[Any, Any, Any]:
+            part = {name: tensor[rows[0] : rows[-1] + 1] for name, tensor in inputs.items()}
+            results: Any = super(StageTrainer, self).prediction_step(model, part, prediction_loss_only, ignore_keys)
+            loss, logits, labels = results
+            return loss * (self._weigh(part["labels"]) / whole), logits, labels
+
+        parts = [part for _, part in self._evaluation.over(range(len(inputs["labels"])), predict)]
+        losses, logits, labels = zip(*parts, strict=True)
+        return torch.stack(losses).sum(), torch.cat(logits), torch.cat(labels)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledBatches:
         # Its own generator: from the global one dropout draws too, and each strategy another number of times.
