@@ -296,7 +296,9 @@ def accounting_table(comparison: Comparison) -> pd.DataFrame:
             if len(given):
                 reasons[state] = dict(Counter(" ".join(str(reason).split()) for reason in given).most_common())
         unscored = comparison.lost_finals(study["study"])
-        failed = unscored[unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))]
+        scored = comparison.finals(study["study"])[schema.PARAM_SEED].dropna()  # failed ones are trained again
+        ended = unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))
+        failed = unscored[ended & ~unscored[schema.PARAM_SEED].isin(scored)]
         rows.append(
             {"strategy": study["label"], "study": study["study"], "asked": _number(study[schema.N_TRIALS]), **counts}
             | {"finished": sum(counts[state] for state in FINISHED)}
