@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
+from sweeper.engine import is_brief, make_engine
 from sweeper.errors import ConfigError, StudyError
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import Pretrained, timm_repository
@@ -29,6 +27,7 @@ from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress
 from sweeper.prompting import Prompting
+from sweeper.quiet import quieten_libraries
 from sweeper.references import log_floors, log_prompted, log_zero_shot
 from sweeper.resume import check_resumable
 from sweeper.search_space import StrategySpec, parse_strategy
@@ -90,7 +89,7 @@ def prepare_comparisons(
         ConfigError: every mistake of every configuration, or studies that cannot be continued.
         AssetError, DataError, StudyError: see there.
     """
-    _quieten_libraries()
+    quieten_libraries()
     prepared: list[Prepared] = []
     for configs in groups:
         new = _prepare(configs, command, console, skip_inapplicable)
@@ -150,9 +149,11 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     output_dir.mkdir(parents=True, exist_ok=True)
     failures: list[StudyError] = []
     names = [plan.study for plan in studies]
+    inline = all(is_brief(plan.spec, task) for plan in studies)
     with (
         Owner(output_dir),
         open_storage(_storage_url(config)).owned(names) as storage,
+        make_engine("inline" if inline else config.engine.name, config.engine.workers) as engine,
         Progress(console, config.verbosity) as progress,
     ):
         tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
@@ -167,7 +168,13 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
             progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, plan.epochs, already)
             try:
                 run_study(
-                    plan, task, storage=storage, tracker=tracker, progress=progress, models_dir=output_dir / "models"
+                    plan,
+                    task,
+                    storage=storage,
+                    engine=engine,
+                    tracker=tracker,
+                    progress=progress,
+                    models_dir=output_dir / "models",
                 )
             except StudyError as error:
                 failures.append(error)
@@ -388,17 +395,3 @@ def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:
 
 
 # --- small things ------------------------------------------------------------------------------------------------
-
-
-def _quieten_libraries() -> None:
-    """The libraries' own bars and advice would bury what a person follows; real warnings are ours to give."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    # A library would ask a service to add a converted copy to the repository of whoever's pickled weights are loaded.
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -32,7 +32,7 @@ from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
 from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
-from sweeper.training.precision import measured_precision, resolve_precision
+from sweeper.training.precision import device, measured_precision, resolve_precision
 from sweeper.training.recorder import EpochRecord
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
@@ -272,6 +272,19 @@ class Task:
             on_step=on_step,
         )
         return Run(strategy, model, result, sizes)
+
+    def record_states(
+        self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None
+    ) -> None:
+        """Record what frozen blocks compute for the train and the validation split, before a run asks for it."""
+        if self.cache is None:
+            return
+        model, _ = self.prepare(spec.build(configuration)[0], seed=0)
+        model.to(device())
+        with self.cache.attached(model, self.validation, on_step) as attached:
+            if attached is not None:
+                attached.examples(self.train)
+                attached.examples(self.validation)
 
     @property
     def data(self) -> TrainingData:
