@@ -235,11 +235,9 @@ def _ui_command(config: Config) -> str:
     uri = redacted(_tracking_uri(config))
     if uri == "sqlite:///outputs/mlflow.db":
         return "make ui"
-    return (
-        uri
-        if uri.startswith("http")
-        else (f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1")
-    )
+    if uri.startswith("http"):
+        return uri
+    return f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
 def _tracking_uri(config: Config) -> str:
