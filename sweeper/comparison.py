@@ -159,7 +159,13 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
             progress.study_started(plan.strategy, plan.n_trials, plan.final_seeds, plan.epochs, already)
             try:
                 run_study(
-                    plan, task, storage=storage, tracker=tracker, progress=progress, models_dir=output_dir / "models"
+                    plan,
+                    task,
+                    storage=storage,
+                    tracker=tracker,
+                    progress=progress,
+                    models_dir=output_dir / "models",
+                    checkpoints_dir=output_dir / "checkpoints",
                 )
             except StudyError as error:
                 failures.append(error)

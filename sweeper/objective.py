@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,9 @@ from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
-from sweeper.training.precision import measured_precision, resolve_precision
+from sweeper.training.precision import device, measured_precision, resolve_precision
 from sweeper.training.recorder import EpochRecord
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
@@ -242,6 +244,7 @@ class Task:
         on_epoch: Callable[[EpochRecord], None] = lambda record: None,
         on_step: Callable[[], None] = lambda: None,
         on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
+        checkpoints: Checkpoints | None = None,
     ) -> Run:
         """Train one configuration on the train split, its best epoch chosen on the validation split.
 
@@ -252,6 +255,7 @@ class Task:
             on_epoch: see :func:`~sweeper.training.fit.fit`.
             on_step: likewise.
             on_sizes: called with the model's sizes before training.
+            checkpoints: see :func:`~sweeper.training.fit.fit`; those of anything else are passed over.
 
         Raises:
             Diverged: a loss is not finite.
@@ -259,6 +263,8 @@ class Task:
         strategy, learning_rate = spec.build(configuration)
         model, sizes = self.prepare(strategy, seed)
         on_sizes(sizes)
+        if checkpoints is not None:
+            checkpoints = checkpoints.of(digest(self._depends_on(strategy, learning_rate, seed), 24))
         result = fit(
             model,
             self.pretrained.layout,
@@ -270,8 +276,15 @@ class Task:
             class_weights=self._class_weights(),
             on_epoch=on_epoch,
             on_step=on_step,
+            checkpoints=checkpoints,
         )
         return Run(strategy, model, result, sizes)
+
+    def _depends_on(self, strategy: Strategy, learning_rate: float, seed: int) -> list[Any]:
+        """What the weights of a run follow from, but for the examples that pseudo-labels add."""
+        data = [self.pretrained.fingerprint, self.train.key, self.validation.key, self.dataset.fingerprint]
+        versions = [version(package) for package in ("torch", "transformers", "accelerate", "peft")]
+        return [data, asdict(self.settings), repr(strategy), learning_rate, seed, device().type, *versions]
 
     @property
     def data(self) -> TrainingData:

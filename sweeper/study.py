@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ from sweeper.objective import Run, Task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
 from sweeper.tracking import Tracker
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.domain_pretrain import domain_pretrain
 from sweeper.training.pseudo_label import Round, self_train
 from sweeper.training.recorder import Diverged, EpochRecord
@@ -57,6 +59,7 @@ def run_study(
     tracker: Tracker,
     progress: Progress,
     models_dir: Path,
+    checkpoints_dir: Path,
 ) -> None:
     """Run what is missing of a study: its trials, then its finals. Everything finished earlier is kept.
 
@@ -78,7 +81,7 @@ def run_study(
             "Leave study.name out, choose another one, or give the settings that it was made with.",
         )
     study.set_user_attr(_IDENTITY, plan.identity)
-    runner = _StudyRunner(plan, task, study, tracker, progress, models_dir)
+    runner = _StudyRunner(plan, task, study, tracker, progress, models_dir, checkpoints_dir / plan.study)
     with StopSignal() as stop:
         runner.run(stop)
         stop.check()
@@ -95,6 +98,7 @@ class _StudyRunner:
         tracker: Tracker,
         progress: Progress,
         models_dir: Path,
+        checkpoints_dir: Path,
     ) -> None:
         self.plan = plan
         self.task = task
@@ -102,6 +106,7 @@ class _StudyRunner:
         self.tracker = tracker
         self.progress = progress
         self.models_dir = models_dir
+        self.checkpoints_dir = checkpoints_dir
         self.parent = ""
         self.unlabelled: EncodedSplit = task.train.select([])
         self.pretraining: dict[str, float] = {}
@@ -121,6 +126,8 @@ class _StudyRunner:
             self._finals(stop)
             self._note_cache()
             state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
+            if in_time:  # of runs that were given up too
+                shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
         except (Interrupted, KeyboardInterrupt) as error:
             state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
             raise Interrupted(reason) from None
@@ -154,6 +161,7 @@ class _StudyRunner:
                     f"Domain pretraining: {texts:,} texts, {pretraining.epochs} epochs ..."
                 ),
                 on_step=stop.check,
+                checkpoints=(checkpoints := self._checkpoints("domain_pretrain")),
             )
         except (Interrupted, KeyboardInterrupt):
             lost += time.perf_counter() - started
@@ -161,10 +169,12 @@ class _StudyRunner:
             self.pretraining = {schema.DOMAIN_PRETRAIN_SECONDS: lost}
             raise
         self.pretraining = {
-            schema.DOMAIN_PRETRAIN_SECONDS: lost + done.seconds,
+            schema.DOMAIN_PRETRAIN_SECONDS: lost + done.seconds - min(lost, done.resumed_seconds),
             schema.DOMAIN_PRETRAIN_LOSS: done.losses[-1],
         }
         self.progress.note(f"Domain pretraining: {duration(done.seconds)}, loss {done.losses[-1]:.3f}")
+        if checkpoints is not None:
+            checkpoints.clear()
 
     def _note_pruning(self) -> None:
         pruned = [trial for trial in self._finished() if trial.user_attrs.get(_STATE) == schema.STATE_PRUNED]
@@ -191,6 +201,7 @@ class _StudyRunner:
         stop: StopSignal,
         on_epoch: Callable[[EpochRecord], None],
         on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
+        checkpoints: Checkpoints | None = None,
     ) -> Run:
         """One run of the strategy, with its pseudo-labelling, as a trial and a final alike train it."""
 
@@ -200,7 +211,7 @@ class _StudyRunner:
                 self.tracker.set_tags(run_id, {schema.TAG_PSEUDO_LABEL: labelling.ended})
                 self.progress.note(f"    {labelling.ended}")
 
-        return self_train(
+        run = self_train(
             self.task,
             self.plan.spec,
             configuration,
@@ -211,7 +222,17 @@ class _StudyRunner:
             on_step=stop.check,
             on_sizes=on_sizes,
             on_round=on_round,
+            checkpoints=checkpoints,
         )
+        if run.fit.resumed_seconds:
+            self.progress.note(f"    went on from a checkpoint after {duration(run.fit.resumed_seconds)} of training")
+        return run
+
+    def _checkpoints(self, name: str) -> Checkpoints | None:
+        """Those of a trial (``trial-<index>``) or a final (``final-<configuration>-<k>``), where they are asked for."""
+        if self.plan.checkpoint_seconds is None:
+            return None
+        return Checkpoints(self.checkpoints_dir / name, self.plan.checkpoint_seconds)
 
     # --- trials --------------------------------------------------------------------------------------------------
 
@@ -251,8 +272,9 @@ class _StudyRunner:
         trial.set_user_attr(_RUN, run_id)
         self.progress.trial_started(position, self.plan.n_trials, trial.params)
         started = time.perf_counter()
-        state, reason, value, metrics = schema.STATE_FAILED, "", None, {}
+        state, reason, value, metrics, resumed = schema.STATE_FAILED, "", None, {}, 0.0
         history: list[EpochRecord] = []
+        checkpoints = self._checkpoints(f"trial-{trial.user_attrs[_INDEX]}")
 
         def on_epoch(record: EpochRecord) -> None:
             history.append(record)
@@ -282,8 +304,10 @@ class _StudyRunner:
                 stop=stop,
                 on_epoch=on_epoch,
                 on_sizes=on_sizes,
+                checkpoints=checkpoints,
             )
             state, value, metrics = schema.STATE_COMPLETE, getattr(run.fit.best, self.plan.metric), run.metrics()
+            resumed = run.fit.resumed_seconds
             self._constrain(trial, metrics)
         except optuna.TrialPruned as pruned:
             state, reason = schema.STATE_PRUNED, str(pruned)
@@ -304,9 +328,17 @@ class _StudyRunner:
             metrics.setdefault(schema.EPOCHS_RUN, len(history))
             self.tracker.log_metrics(run_id, metrics)
             self.tracker.flush()  # first, so that a kill before the end loses none
-            self._tell(trial, state, reason, value, metrics[schema.TRAIN_SECONDS])
+            self._tell(trial, state, reason, value, self._charged(trial, metrics[schema.TRAIN_SECONDS], resumed))
+            if checkpoints is not None and state != schema.STATE_INTERRUPTED:
+                checkpoints.clear()
             self.tracker.finish(run_id, state, reason=reason)
             self.progress.trial_finished(state, reason, value, self._best_value())
+
+    def _charged(self, trial: Trial, seconds: float, resumed: float) -> float:
+        """A trial's seconds without those before its checkpoint that its interrupted attempts are charged with."""
+        attempts = [other for other in self.study.get_trials(deepcopy=False) if other.number != trial.number]
+        own = [other for other in attempts if other.user_attrs.get(_INDEX) == trial.user_attrs[_INDEX]]
+        return seconds - min(resumed, sum(other.user_attrs.get(_SECONDS, 0.0) for other in own))
 
     def _constrain(self, trial: Trial, metrics: Mapping[str, float]) -> None:
         """Tell the sampler how far a trial is beyond each budget, as a share of it; what is not positive fits."""
@@ -430,13 +462,16 @@ class _StudyRunner:
         )
         self.progress.final_started(seed_index + 1, self.plan.final_seeds)
         state, reason, metrics = schema.STATE_FAILED, "", {}
+        checkpoints = self._checkpoints(f"final-{configuration}-{seed_index}")
 
         def on_epoch(record: EpochRecord) -> None:
             self.tracker.log_metrics(run_id, record.metrics(), record.epoch)
             self.progress.epoch(record, getattr(record, self.plan.metric))
 
         try:
-            run = self._train(best.params, seed=seed, run_id=run_id, stop=stop, on_epoch=on_epoch)
+            run = self._train(
+                best.params, seed=seed, run_id=run_id, stop=stop, on_epoch=on_epoch, checkpoints=checkpoints
+            )
             scores = self.task.score_test(run)
             metrics = {**run.metrics(), **scores.metrics, **(self.task.drift(run) if self.plan.drift else {})}
             self.tracker.log_table(run_id, schema.ARTIFACT_PREDICTIONS, scores.predictions)
@@ -458,6 +493,8 @@ class _StudyRunner:
         validation = metrics.get(_best_metric(self.plan.metric))
         record = {"run": run_id, "state": state, "validation": validation, _SHIFTED: shifted}
         self.study.set_user_attr(f"{_FINAL}:{configuration}:{seed_index}", record)
+        if checkpoints is not None:
+            checkpoints.clear()
 
     def _save_if_best(self, run: Run, configuration: str) -> None:
         """Keep the weights of the final with the best validation score; the test split has no say."""
