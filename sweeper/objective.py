@@ -284,7 +284,8 @@ class Task:
         """What the weights of a run follow from, but for the examples that pseudo-labels add."""
         data = [self.pretrained.fingerprint, self.train.key, self.validation.key, self.dataset.fingerprint]
         versions = [version(package) for package in ("torch", "transformers", "accelerate", "peft")]
-        return [data, asdict(self.settings), repr(strategy), learning_rate, seed, device().type, *versions]
+        machine = [device().type, torch.cuda.device_count()]
+        return [data, asdict(self.settings), repr(strategy), learning_rate, seed, *machine, *versions]
 
     @property
     def data(self) -> TrainingData:

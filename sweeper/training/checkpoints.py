@@ -24,12 +24,12 @@ KEPT = 2  # the newest, and the one before it in case the newest is damaged
 _DIGEST = 32  # hex digits of SHA-256 in a file's name
 
 
+@dataclass
 class _Clock:
-    """When a run began, and when its last checkpoint was written."""
+    """When a run began or its last checkpoint was written, in seconds of this process; whether there was any."""
 
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-        self.used = False
+    last: float | None = None
+    used: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,8 @@ class Checkpoints:
 
     def due(self) -> bool:
         """Whether so much time passed since the last one, or since the run began."""
+        if self._clock.last is None:
+            self._clock.last = time.monotonic()
         return time.monotonic() - self._clock.last >= self.seconds
 
     def due_at_end(self) -> bool:
@@ -76,8 +78,11 @@ class Checkpoints:
     def save(self, **more: Any) -> None:
         """Write a checkpoint of all parts and of ``more``, and remove all but the newest two.
 
-        A disk that is full or read-only is logged, and leaves the earlier checkpoints as they are.
+        A disk that is full or read-only is logged, and leaves the earlier checkpoints as they are. Of several processes
+        that train one model, the first one writes.
         """
+        if int(os.environ.get("RANK", "0")):  # set by accelerate launch and torchrun
+            return
         fresh = self.folder / ".new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,9 +117,16 @@ class Checkpoints:
 
         One that is damaged, or of other settings, data or versions of libraries, is logged and passed over.
         """
+        self.due()  # the run begins
         for path in reversed(self._files()):
-            if (state := _read(path)) is None:
-                logger.warning("the checkpoint %s is damaged: passed over", path)
+            try:
+                state = _read(path)
+            except OSError as error:
+                logger.warning("the checkpoint %s cannot be read: passed over (%s)", path, error.strerror or error)
+                continue
+            if state is None:
+                logger.warning("the checkpoint %s is damaged: removed, the one before it is used", path)
+                path.unlink(missing_ok=True)
             elif state.pop("key", None) != self.key:
                 logger.warning("the checkpoint %s is of other settings, versions or data: passed over", path)
             else:
@@ -132,13 +144,14 @@ class Checkpoints:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        if path.stem.split("-")[-1] != _digest(path):
-            return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except (OSError, pickle.UnpicklingError):  # the latter: something that is not a value, which is not executed
+    """What a checkpoint holds; ``None`` = it is not what was written."""
+    if path.stem.split("-")[-1] != _digest(path):
         return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # it holds something else than values, which is not executed
+        return None
+    return state
 
 
 def _digest(path: Path) -> str:

@@ -129,7 +129,6 @@ def fit(
     recorder = EpochRecorder(model, settings, len(data.train), trained, on_epoch, on_step)
     stages = strategy.stages(layout)
     order = torch.Generator().manual_seed(seed)
-    reset_peak_memory()
     started = time.perf_counter()
     resumed_seconds = resumed_peak = 0.0
     number = first = 0
@@ -142,10 +141,11 @@ def fit(
         )
     saved = None if checkpoints is None else checkpoints.load()
     if saved is not None:
-        recorder.restore(saved["recorder"])
+        recorder.restore(saved.pop("recorder"))  # twice the weights
         order.set_state(saved["order"])
         set_generator_states(saved["generators"])
         resumed_seconds, resumed_peak, first = saved["seconds"], saved["peak_memory_mb"], saved["stage"]
+    reset_peak_memory()
     for number, (stage, epochs) in enumerate(zip(stages, stage_epochs(stages, settings.epochs), strict=True)):
         if number < first:
             continue

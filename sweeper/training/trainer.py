@@ -72,7 +72,7 @@ class ResumableTrainer(Trainer):
         return self._sampler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self._checkpoints is None or self.control.should_training_stop or not self.is_world_process_zero():
+        if self._checkpoints is None or self.control.should_training_stop:
             return
         within_epoch = self.state.global_step % _steps_of_an_epoch(self.state)
         optimizer, scheduler, scaler = self._stateful()
