@@ -14,10 +14,10 @@ column ``measured`` says, the rest is counted at the mean of those that ran afte
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cases", nargs="*", help="names, or beginnings of names; default: all")
     parser.add_argument("--sides", nargs="*", default=["ours", "A", "B"])
+    parser.add_argument("--engine", choices=("inline", "processes"), default="processes", help="of ours")
     parser.add_argument("--baseline-trials", type=int, help="trials of each strategy that A and B run; 0 = all")
     parser.add_argument("--output", type=Path, help="where to write the measurements as JSON")
     arguments = parser.parse_args()
@@ -145,7 +147,7 @@ def main() -> None:
         if arguments.baseline_trials is not None:
             case = dataclasses.replace(case, baseline_trials=arguments.baseline_trials or None)
         for number in range(arguments.rounds):
-            for result in run_round(case, number, arguments.sides):
+            for result in run_round(case, number, arguments.sides, arguments.engine):
                 records.append({"case": case.name, "round": number, **dataclasses.asdict(result)})
                 console.print(
                     f"{case.name}, round {number + 1}: {result.side} {result.seconds:.1f} s, {result.peak_mb:,.0f} MB, "
@@ -159,11 +161,11 @@ def main() -> None:
     console.print(table(records))
 
 
-def run_round(case: Case, number: int, sides: Sequence[str]) -> list[Measured]:
+def run_round(case: Case, number: int, sides: Sequence[str], engine: str) -> list[Measured]:
     """All sides of a case once, ours first: it says what the others train."""
     with tempfile.TemporaryDirectory(prefix="thawline-bench-") as folder:
         root = Path(folder)
-        ours = _ours(case, number, root)
+        ours = _ours(case, number, root, engine)
         found = [ours]
         job = root / "job.json"
         trials = _sampled(root / "outputs" / "optuna.db", case, number)
@@ -174,11 +176,11 @@ def run_round(case: Case, number: int, sides: Sequence[str]) -> list[Measured]:
         return found
 
 
-def _ours(case: Case, number: int, root: Path) -> Measured:
+def _ours(case: Case, number: int, root: Path, engine: str) -> Measured:
     command = "compare" if len(case.strategies) > 1 else "sweep"
     arguments = [
         *("-m", "sweeper", command, f"strategy={','.join(case.strategies)}", *case.overrides()),
-        *(f"study.seed={number}", f"output_dir={root / 'outputs'}", f"cache.dir={root / 'cache'}"),
+        *(f"engine={engine}", f"study.seed={number}", f"output_dir={root / 'outputs'}", f"cache.dir={root / 'cache'}"),
     ]
     seconds, peak = _timed([sys.executable, *arguments], root)
     accuracies = [
@@ -207,17 +209,33 @@ def _baseline(side: str, case: Case, job: Path, asked: int) -> Measured:
 
 
 def _timed(command: list[str], root: Path) -> tuple[float, float]:
-    """Wall seconds and peak resident MB of a command."""
+    """Wall seconds of a command, and the peak of the MB that it and the processes it started hold together.
+
+    Memory is sampled, as proportional set size (shared pages count once), twice a second.
+    """
     with (root / "errors.txt").open("w+") as errors:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
+        process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        peak = 0.0
+        while True:
+            try:
+                status = process.wait(timeout=0.5)
+                break
+            except psutil.TimeoutExpired:
+                peak = max(peak, _held(process))
         seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
         errors.seek(0)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-3000:]}")
-        return seconds, usage.ru_maxrss / 1024
+        if status:
+            raise SystemExit(f"{' '.join(command)} ended with {status}:\n{errors.read()[-3000:]}")
+        return seconds, peak
+
+
+def _held(process: psutil.Process) -> float:
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            total += one.memory_full_info().pss
+    return total / 1e6
 
 
 def _studies(database: Path) -> list[optuna.Study]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +18,7 @@ from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
+from sweeper.engine import is_brief, make_engine
 from sweeper.errors import ConfigError, StudyError
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import Pretrained, timm_repository
@@ -30,6 +28,7 @@ from sweeper.ownership import Owner
 from sweeper.plan import Plan, make_plan
 from sweeper.progress import Progress
 from sweeper.prompting import Prompting
+from sweeper.quiet import quieten_libraries
 from sweeper.references import log_floors, log_prompted, log_zero_shot
 from sweeper.search_space import StrategySpec, parse_strategy
 from sweeper.study import finished_trials, run_study
@@ -89,7 +88,7 @@ def prepare_comparisons(
         ConfigError: every mistake of every configuration.
         AssetError, DataError: see there.
     """
-    _quieten_libraries()
+    quieten_libraries()
     prepared: list[Prepared] = []
     for configs in groups:
         new = _prepare(configs, command, console, skip_inapplicable)
@@ -145,7 +144,12 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     failures: list[StudyError] = []
-    with Owner(output_dir), Progress(console, config.verbosity) as progress:
+    inline = all(is_brief(plan.spec, task) for plan in studies)
+    with (
+        Owner(output_dir),
+        make_engine("inline" if inline else config.engine.name, config.engine.workers) as engine,
+        Progress(console, config.verbosity) as progress,
+    ):
         tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
         storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         log_floors(plans[0], task.dataset, tracker, progress)
@@ -162,6 +166,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
                     plan,
                     task,
                     storage=storage,
+                    engine=engine,
                     tracker=tracker,
                     progress=progress,
                     models_dir=output_dir / "models",
@@ -393,17 +398,3 @@ def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:
 
 
 # --- small things ------------------------------------------------------------------------------------------------
-
-
-def _quieten_libraries() -> None:
-    """The libraries' own bars and advice would bury what a person follows; real warnings are ours to give."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    # A library would ask a service to add a converted copy to the repository of whoever's pickled weights are loaded.
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

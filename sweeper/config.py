@@ -32,6 +32,7 @@ DATA_SOURCES = ("embedded", "csv", "image_folder", "image_csv", "hub")
 MODALITIES = ("text", "image")
 AUGMENTATIONS = ("none", "light", "strong")
 PAIRS = {"text": "model=minilm dataset=review_lines", "image": "model=efficientnet_lite0 dataset=textile"}
+ENGINES = ("inline", "processes")
 CLASS_WEIGHTS = ("none", "balanced")
 HEADS = ("linear", "mlp", "native")
 POOLINGS = ("mean", "first", "max", "native")
@@ -180,6 +181,14 @@ class ReferenceConfig:
 
 
 @dataclass
+class EngineConfig:
+    """Where runs are trained."""
+
+    name: str = "inline"  # inline = one after another, in this process | processes = side by side, on this machine
+    workers: int | None = None  # of processes: runs at a time; null = one for each GPU, or each core up to 4
+
+
+@dataclass
 class TrackingConfig:
     """MLflow."""
 
@@ -216,6 +225,7 @@ class Config:
     final: FinalConfig = field(default_factory=FinalConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     # what `compare` runs where no strategy= is given: names, or {strategy: name, label: ..., key: value} of variants,
@@ -425,6 +435,7 @@ _MINIMA = (
     ("domain_pretrain", "epochs", 0),
     ("domain_pretrain", "batch_size", 1),
     ("domain_pretrain", "size", 1),
+    ("engine", "workers", 1),
     ("reference.prompting", "max_items", 2),
     ("reference.prompting", "max_characters", 1),
     ("reference.prompting", "max_tokens", 1),
@@ -464,6 +475,7 @@ _CHOICES = (
     ("study", "metric", METRICS),
     ("study", "direction", ("maximize", "minimize")),
     ("trainer", "precision", PRECISIONS),
+    ("engine", "name", ENGINES),
     ("trainer", "early_stopping_metric", METRICS),
     ("", "verbosity", VERBOSITIES),
 )

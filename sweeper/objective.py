@@ -287,6 +287,19 @@ class Task:
         machine = [device().type, torch.cuda.device_count()]
         return [data, asdict(self.settings), repr(strategy), learning_rate, seed, *machine, *versions]
 
+    def record_states(
+        self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None
+    ) -> None:
+        """Record what frozen blocks compute for the train and the validation split, before a run asks for it."""
+        if self.cache is None:
+            return
+        model, _ = self.prepare(spec.build(configuration)[0], seed=0)
+        model.to(device())
+        with self.cache.attached(model, self.validation, on_step) as attached:
+            if attached is not None:
+                attached.examples(self.train)
+                attached.examples(self.validation)
+
     @property
     def data(self) -> TrainingData:
         """What runs train and are scored on."""

@@ -35,6 +35,7 @@ _NOT_MEASURED = (
     "cache",
     "compare",
     "dry_run",
+    "engine",
     "final",
     "output_dir",
     "reference",

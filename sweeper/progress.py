@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,7 +16,7 @@ from rich.progress import Progress as RichProgress
 from sweeper import schema
 from sweeper.training.recorder import EpochRecord
 
-__all__ = ["Progress", "duration"]
+__all__ = ["Line", "Progress", "duration"]
 
 _STYLES = {schema.STATE_COMPLETE: "green", schema.STATE_PRUNED: "dim", schema.STATE_INTERRUPTED: "yellow"}
 
@@ -44,12 +45,9 @@ class Progress:
         self._epochs = 1
         self._units = 0.0
         self._done = 0.0
-        self._base = 0.0
-        self._label = ""
-        self._head = ""
         self._best: float | None = None
         self._started = 0.0
-        self._run_started = 0.0
+        self._lines: list[Line] = []
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -75,75 +73,96 @@ class Progress:
     def study_started(self, strategy: str, n_trials: int, final_seeds: int, epochs: int, already: int) -> None:
         """A study of so many trials and finals begins; ``already`` trials are finished from earlier."""
         self._epochs, self._units = epochs, float((n_trials - already + final_seeds) * epochs)
-        self._done = self._base = 0.0
-        self._best = None
+        self._done, self._best, self._lines = 0.0, None, []
         self._started = time.monotonic()
-        self._head = strategy
         self._replace_task(strategy, self._units)
         resumed = f", {already} of them finished earlier" if already else ""
         trials, finals = _plural(n_trials, "trial"), _plural(final_seeds, "final")
         self.note(f"[bold]{strategy}[/bold]: {trials} of up to {_plural(epochs, 'epoch')}{resumed}, then {finals}")
 
-    def trial_started(self, position: int, total: int, values: Mapping[str, Any]) -> None:
+    def trial_started(self, position: int, total: int, values: Mapping[str, Any]) -> Line:
         """A trial begins with these values."""
-        self._begin(f"trial {position}/{total}")
-        self._values = escape("  ".join(f"{name} {_short(value)}" for name, value in values.items()))
+        return self._begin(f"trial {position}/{total}", values)
 
-    def epoch(self, record: EpochRecord, score: float) -> None:
-        """An epoch of the current run was scored on the validation split."""
-        self._done = self._base + record.epoch
-        self._update(f"epoch {record.epoch}/{self._epochs}  score {score:.3f}")
-        if self._verbosity == "verbose":
-            self.note(
-                f"    {self._label} epoch {record.epoch}/{self._epochs}: train loss {record.train_loss:.4f}, "
-                f"validation loss {record.validation_loss:.4f}, accuracy {record.validation_accuracy:.4f}, "
-                f"{record.train_samples_per_second:.0f} samples/s"
-            )
-
-    def trial_finished(self, state: str, reason: str, value: float | None, best: float | None) -> None:
-        """The current trial ended in a state of the schema."""
-        self._best = best
-        outcome = f"score {value:.4f}" if value is not None else state
-        because = f" ({escape(reason)})" if reason else ""
-        best_text = f"  best {best:.4f}" if best is not None else ""
-        self._end(f"{outcome:<13}{best_text}  {self._values}{because}", _STYLES.get(state, "red"))
-
-    def final_started(self, position: int, total: int) -> None:
+    def final_started(self, position: int, total: int) -> Line:
         """A final begins."""
-        self._begin(f"final {position}/{total}")
-
-    def final_finished(self, state: str, reason: str, accuracy: float | None) -> None:
-        """The current final ended; ``accuracy`` is its score on the test split."""
-        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(reason)})"
-        self._end(outcome, _STYLES.get(state, "red"))
+        return self._begin(f"final {position}/{total}", {})
 
     def _replace_task(self, label: str, total: float) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(label, total=total, detail="")
 
-    def _begin(self, label: str) -> None:
-        self._label = label
-        self._base = self._done
-        self._run_started = time.monotonic()
-        self._update("starting")
+    def _begin(self, label: str, values: Mapping[str, Any]) -> Line:
+        line = Line(self, label, escape("  ".join(f"{name} {_short(value)}" for name, value in values.items())))
+        self._lines.append(line)
+        self._update()
+        return line
 
-    def _end(self, text: str, style: str) -> None:
-        self._done = self._base + self._epochs
-        self._update("")
-        seconds = time.monotonic() - self._run_started
-        self.note(f"  [{style}]{self._label:<11}[/{style}] {duration(seconds):>9}  {text}")
+    def _epoch(self, line: Line, record: EpochRecord) -> None:
+        self._update()
+        if self._verbosity == "verbose":
+            self.note(
+                f"    {line.label} epoch {record.epoch}/{self._epochs}: train loss {record.train_loss:.4f}, "
+                f"validation loss {record.validation_loss:.4f}, accuracy {record.validation_accuracy:.4f}, "
+                f"{record.train_samples_per_second:.0f} samples/s"
+            )
 
-    def _update(self, detail: str) -> None:
+    def _end(self, line: Line, text: str, style: str, best: float | None) -> None:
+        self._lines.remove(line)
+        self._done += self._epochs
+        self._best = self._best if best is None else best
+        self._update()
+        self.note(f"  [{style}]{line.label:<11}[/{style}] {duration(line.seconds):>9}  {text}")
+
+    def _update(self) -> None:
         if self._task is None:
             return
-        parts = [self._label, detail]
+        parts = [line.detail(self._epochs) for line in self._lines]
         if self._best is not None:
             parts.append(f"best {self._best:.3f}")
-        if self._done:
-            left = (time.monotonic() - self._started) / self._done * (self._units - self._done)
+        if done := self._done + sum(line.epochs for line in self._lines):
+            left = (time.monotonic() - self._started) / done * (self._units - done)
             parts.append(f"about {duration(left)} left")
-        self._bar.update(self._task, completed=self._done, detail="  ".join(part for part in parts if part))
+        self._bar.update(self._task, completed=done, detail="  ".join(parts))
+
+
+class Line:
+    """A trial or a final under way; several may be at a time. Made by :class:`Progress`."""
+
+    def __init__(self, progress: Progress, label: str, values: str) -> None:
+        self.label = label
+        self.epochs = 0
+        self._progress, self._values, self._score = progress, values, math.nan
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._started
+
+    def detail(self, epochs: int) -> str:
+        """What the bar says of it."""
+        done = f"epoch {self.epochs}/{epochs}  score {self._score:.3f}" if self.epochs else "starting"
+        return f"{self.label}  {done}"
+
+    def epoch(self, record: EpochRecord, score: float) -> None:
+        """An epoch was scored on the validation split."""
+        self.epochs, self._score = record.epoch, score
+        self._progress._epoch(self, record)
+
+    def trial_finished(self, state: str, reason: str, value: float | None, best: float | None) -> None:
+        """The trial ended in a state of the schema; ``best`` is the best score of all so far."""
+        outcome = f"score {value:.4f}" if value is not None else state
+        because = f" ({escape(reason)})" if reason else ""
+        best_text = f"  best {best:.4f}" if best is not None else ""
+        text = f"{outcome:<13}{best_text}  {self._values}{because}"
+        self._progress._end(self, text, _STYLES.get(state, "red"), best)
+
+    def final_finished(self, state: str, reason: str, accuracy: float | None) -> None:
+        """The final ended; ``accuracy`` is its score on the test split."""
+        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(reason)})"
+        self._progress._end(self, outcome, _STYLES.get(state, "red"), None)
 
 
 def duration(seconds: float) -> str:

@@ -190,6 +190,9 @@ class _Pixels(Sequence[dict[str, Any]]):
             list(threads.map(write, range(len(self.images))))
         return pixels
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "pixels"}  # made anew elsewhere
+
     def __len__(self) -> int:
         return len(self.images)
 

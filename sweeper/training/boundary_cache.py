@@ -79,6 +79,10 @@ class BoundaryCache:
         self.saved_seconds = 0.0
         self.recording_seconds = 0.0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process finds out by itself where its models can be cut."""
+        return _expecting, (self._pretrained, self.encoder, self.precision, self._store, tuple(self._expected))
+
     def of(self, pretrained: Pretrained) -> BoundaryCache:
         """The same for other weights."""
         return BoundaryCache(pretrained, self.encoder, self.precision, self._store)
@@ -251,6 +255,14 @@ class BoundaryCache:
             logger.info("not cached below %s: logits differ by %.2g of the largest", attached.cut, difference)
             return False
         return True
+
+
+def _expecting(
+    pretrained: Pretrained, encoder: Encoder, precision: str, store: StateStore, cuts: Sequence[str]
+) -> BoundaryCache:
+    cache = BoundaryCache(pretrained, encoder, precision, store)
+    cache.expect(cuts)
+    return cache
 
 
 class Attached:

@@ -58,6 +58,9 @@ class StateStore:
         self._max_bytes = max_bytes
         self._open: dict[str, States] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": {}}  # another process maps the files itself
+
     def fits(self, size: int) -> bool:
         """Whether an entry of so many bytes can be held, if others go."""
         return size <= self._max_bytes

@@ -117,7 +117,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
 def test_augmented_images_go_on_with_the_crops_that_they_would_have_had(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    dataset = load_dataset("textile", train_size=20, validation_size=12, test_size=12)
+    dataset = load_dataset("digits", modality="image", train_size=20, validation_size=20, test_size=20)
     task = Task.load(
         dataset,
         checkpoint("efficientnet"),

@@ -1,0 +1,155 @@
+"""Runs side by side, in worker processes of this machine.
+
+Training a small model on two cores is little faster than on one: its steps are made of many short operations, between
+which threads wait for each other. Workers with a share of the cores each wait for nobody.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, cast
+
+from sweeper.engine.jobs import Job, Workload
+from sweeper.engine.worker import Shared, serve
+from sweeper.engine.workers import Remote, WorkerEngine
+from sweeper.interruption import StopSignal
+
+__all__ = ["ProcessEngine"]
+
+MAX_WORKERS = 4  # by default, on a CPU: each holds a model, its gradients and half a gigabyte of imports
+JOIN_SECONDS = 5.0
+
+
+class ProcessEngine(WorkerEngine):
+    """Workers on this machine, each with a share of the cores or with a GPU.
+
+    Args:
+        workers: ``None`` = one for each GPU; without any, one for each core up to ``MAX_WORKERS``.
+    """
+
+    def __init__(self, workers: int | None) -> None:
+        super().__init__()
+        import torch
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._gpus = torch.cuda.device_count()
+        self.workers = workers or self._gpus or min(cores, MAX_WORKERS)
+        self._threads = max(1, cores // self.workers)
+        self.description = f"{self.workers} processes of {self._threads} thread{'s' if self._threads > 1 else ''}"
+        self._context: Any = multiprocessing.get_context(_start_method())
+        if self._context.get_start_method() == "forkserver":
+            # Imports take longer than many a run: the server makes them once, while the first study is prepared.
+            self._context.set_forkserver_preload(["sweeper.engine.preload"])
+            forkserver.ensure_running()
+        self._files = tempfile.TemporaryDirectory(prefix="thawline-")
+
+    def start(self, number: int) -> Remote:
+        """See :meth:`WorkerEngine.start`."""
+        ours, theirs = self._context.Pipe()
+        device = str(number % self._gpus) if self._gpus else None
+        process = self._context.Process(
+            target=_live, args=(theirs, self._threads, device), name=f"worker {number + 1}", daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Process(process, ours)
+
+    def share(self, workload: Workload, job: Job, stop: StopSignal) -> Shared:
+        """See :meth:`WorkerEngine.share`."""
+        # Recorded here, with all cores: else one worker would, and the others wait for it.
+        workload.task.record_states(workload.spec, job.configuration, stop.check)
+        path = Path(self._files.name, f"{time.monotonic_ns()}.pickle")
+        with path.open("wb") as file:
+            pickle.dump(workload, file, protocol=pickle.HIGHEST_PROTOCOL)
+        for older in path.parent.iterdir():
+            if older != path:
+                older.unlink()
+        return Shared(path)
+
+    def wait(self, remotes: Sequence[Remote], seconds: float) -> list[Remote]:
+        """See :meth:`WorkerEngine.wait`."""
+        by_pipe = {cast(_Process, remote).pipe: remote for remote in remotes}
+        return [by_pipe[cast(Connection, pipe)] for pipe in wait(list(by_pipe), seconds)]
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        processes = [cast(_Process, worker.remote) for worker in self._pool]
+        for process in processes:
+            process.pipe.close()  # ends it
+        for process in processes:
+            process.end()
+        self._pool = []
+        self._files.cleanup()
+
+
+class _Process:
+    """A worker process."""
+
+    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
+        self.process, self.pipe = process, pipe
+        self.send, self.recv, self.poll = pipe.send, pipe.recv, pipe.poll
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def end(self) -> None:
+        """Wait for it, and no longer than that."""
+        self.process.join(JOIN_SECONDS)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+
+    def how_it_ended(self) -> str:
+        self.pipe.close()
+        self.end()
+        name, code = self.process.name, self.process.exitcode or 0
+        if code >= 0:
+            return f"{name} ended with status {code}"
+        hint = "; the system ends processes so where memory is short" if -code == signal.SIGKILL else ""
+        return f"{name} was ended by {signal.Signals(-code).name}{hint}"
+
+
+def _start_method() -> str:
+    """Not ``fork``: what threads of this process hold would stay locked in a copy of it."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+# --- in the worker -----------------------------------------------------------------------------------------------
+
+
+def _live(pipe: Connection, threads: int, device: str | None) -> None:
+    """A worker's life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the owner says what to do
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
+    import torch
+
+    from sweeper.quiet import quieten_libraries
+
+    torch.set_num_threads(threads)
+    quieten_libraries()
+    multiprocessing.current_process().name = "MainProcess"  # what transformers tells data loaders' workers from
+    serve(pipe, _read)
+    os._exit(0)  # takes nothing apart
+
+
+def _read(shared: Shared) -> Workload:
+    with Path(shared.where).open("rb") as file:
+        workload: Workload = pickle.load(file)  # written by the owner, in a folder of its own
+    return workload
+
+
+def _visible(device: str) -> str:
+    """The GPU of this number among those that the owner sees."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return allowed.split(",")[int(device)] if allowed else device

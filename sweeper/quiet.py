@@ -1,0 +1,25 @@
+"""Libraries' own bars, advice and warnings, which would bury what a person follows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import optuna
+
+__all__ = ["quieten_libraries"]
+
+
+def quieten_libraries() -> None:
+    """The libraries' own bars and advice would bury what a person follows; real warnings are ours to give."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # A library would ask a service to add a converted copy to the repository of whoever's pickled weights are loaded.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

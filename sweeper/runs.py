@@ -1,0 +1,339 @@
+"""Trials and finals as the owner of a study sees them: what is asked of Optuna and written down while they train."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sweeper import schema
+from sweeper.engine import Job, Listener, Trained, WorkerDied
+from sweeper.files import replaced
+from sweeper.hashing import derive_seed
+from sweeper.interruption import Interrupted
+from sweeper.plan import Plan
+from sweeper.progress import Progress, duration
+from sweeper.tracking import Tracker
+from sweeper.training.checkpoints import Checkpoints
+from sweeper.training.pseudo_label import Round
+from sweeper.training.recorder import Diverged, EpochRecord
+
+__all__ = [
+    "FINAL",
+    "INDEX",
+    "REASON",
+    "RUN",
+    "SECONDS",
+    "SHIFTED",
+    "STATE",
+    "Book",
+    "FinalRun",
+    "TrialRun",
+    "remove_staged",
+    "tell",
+]
+
+WORST_LOSS = 1e9  # what a diverged trial reports
+
+#: Attributes of trials in Optuna; a study has its run too, and a record for each final.
+STATE, REASON, INDEX, RUN, SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
+FINAL = "final"  # final:<configuration>:<seed's number>
+SHIFTED = "shifted"  # of a final's record
+
+
+@dataclass(eq=False)
+class Book:
+    """Where the runs of a study are recorded.
+
+    Attributes:
+        plan: the study as asked for.
+        study: in Optuna.
+        tracker: to MLflow.
+        progress: to the person who waits.
+        checkpoints_dir: where runs in progress keep their checkpoints.
+        parent: the study's run in MLflow.
+        device: what runs are trained on, for people.
+        shifted: name and fingerprint of the shifted data, where there are.
+        saved_seconds: of computing, by reading recorded states, in processes other than this one.
+    """
+
+    plan: Plan
+    study: optuna.Study
+    tracker: Tracker
+    progress: Progress
+    checkpoints_dir: Path
+    parent: str = ""
+    device: str = ""
+    shifted: str | None = None
+    saved_seconds: float = 0.0
+
+    def start(self, kind: str, name: str, tags: Mapping[str, str], searched: Mapping[str, Any], **params: Any) -> str:
+        """Open the MLflow run of a trial or a final."""
+        values = {**self.plan.params, **self.plan.spec.fixed, **searched, schema.PARAM_DEVICE: self.device, **params}
+        return self.tracker.start(kind, name, {**self.plan.tags, **tags}, values, parent=self.parent)
+
+    def checkpoints(self, name: str) -> Checkpoints | None:
+        """Those of a trial, a final or domain pretraining, where they are asked for."""
+        seconds = self.plan.checkpoint_seconds
+        return None if seconds is None else Checkpoints(self.checkpoints_dir / name, seconds)
+
+    def fitting(self) -> list[FrozenTrial]:
+        """The complete trials that can win: those within the budgets, where these constrain the search."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
+
+    def best_value(self) -> float | None:
+        """The best score of a trial so far, on the validation split."""
+        return self.study.best_value if self.fitting() else None
+
+    def final_key(self, configuration: str, seed_index: int) -> str:
+        """The study's attribute that records a final."""
+        return f"{FINAL}:{configuration}:{seed_index}"
+
+
+def tell(study: optuna.Study, trial: Trial, state: str, reason: str, value: float | None, seconds: float) -> None:
+    """Close a trial in Optuna with a state of the schema."""
+    trial.set_user_attr(STATE, state)
+    trial.set_user_attr(SECONDS, seconds)
+    if reason:
+        trial.set_user_attr(REASON, reason)
+    if state == schema.STATE_COMPLETE:
+        study.tell(trial, value)
+    elif state in (schema.STATE_PRUNED, schema.STATE_DIVERGED):
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, state=TrialState.FAIL)
+
+
+def _outcome(error: BaseException | None) -> tuple[str, str, BaseException | None]:
+    """The state of a run, the reason, and the error that is to end the sweep as well, if one is."""
+    if error is None:
+        return schema.STATE_COMPLETE, "", None
+    if isinstance(error, optuna.TrialPruned):
+        return schema.STATE_PRUNED, str(error), None
+    if isinstance(error, Diverged):
+        return schema.STATE_DIVERGED, str(error), None
+    if isinstance(error, WorkerDied):
+        return schema.STATE_INTERRUPTED, str(error), None
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return schema.STATE_FAILED, f"out of memory: {error}", None
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return schema.STATE_INTERRUPTED, str(error) or "interrupted", error
+    return schema.STATE_FAILED, f"{type(error).__name__}: {error}", error
+
+
+class _Run(Listener):
+    """What trials and finals have in common."""
+
+    job: Job
+
+    def __init__(self, book: Book, run_id: str) -> None:
+        self.book = book
+        self.run_id = run_id
+        self.trained: Trained | None = None
+
+    def on_round(self, labelling: Round) -> None:
+        self.book.tracker.log_metrics(self.run_id, {schema.PSEUDO_LABELLED: labelling.labelled}, labelling.number)
+        if labelling.ended:
+            self.book.tracker.set_tags(self.run_id, {schema.TAG_PSEUDO_LABEL: labelling.ended})
+            self.book.progress.note(f"    {labelling.ended}")
+
+    def _keep(self, trained: Trained) -> None:
+        self.trained = trained
+        self.book.saved_seconds += trained.saved_seconds
+        if trained.resumed_seconds:
+            self.book.progress.note(
+                f"    went on from a checkpoint after {duration(trained.resumed_seconds)} of training"
+            )
+
+    def _clear_checkpoints(self, state: str) -> None:
+        """What was interrupted goes on from them."""
+        if self.job.checkpoints is not None and state != schema.STATE_INTERRUPTED:
+            self.job.checkpoints.clear()
+
+    @property
+    def score(self) -> float | None:
+        """The best epoch's, by the study's metric."""
+        return None if self.trained is None else getattr(self.trained.best, self.book.plan.metric)
+
+
+class TrialRun(_Run):
+    """A trial from its first step to its end.
+
+    Args:
+        book: of its study.
+        trial: asked of Optuna, with its index.
+        position: its number among those that count.
+    """
+
+    def __init__(self, book: Book, trial: Trial, position: int) -> None:
+        plan = book.plan
+        seed = derive_seed(plan.seed, "trial", trial.user_attrs[INDEX])
+        self.job = Job(trial.params, seed, checkpoints=book.checkpoints(f"trial-{trial.user_attrs[INDEX]}"))
+        name = f"{plan.strategy} trial {trial.number:03d}"  # sorted as text
+        numbers = {schema.PARAM_SEED: seed, schema.PARAM_TRIAL: trial.number}
+        super().__init__(book, book.start(schema.KIND_TRIAL, name, {}, trial.params, **numbers))
+        self.trial = trial
+        self.epochs = 0
+        trial.set_user_attr(RUN, self.run_id)
+        self.line = book.progress.trial_started(position, plan.n_trials, trial.params)
+        self.started = time.perf_counter()
+
+    def on_sizes(self, sizes: dict[str, float]) -> None:
+        """See :meth:`Listener.on_sizes`."""
+        self.book.tracker.log_metrics(self.run_id, sizes)
+        self._constrain(sizes)
+        budget = self.book.plan.budgets.get(schema.TRAINABLE_PARAMS, math.inf)
+        if sizes[schema.TRAINABLE_PARAMS] > budget:
+            # Known before training, which is skipped.
+            raise optuna.TrialPruned(
+                f"{sizes[schema.TRAINABLE_PARAMS]:,.0f} trainable parameters exceed "
+                f"report.max_trainable_params={budget:.0f}"
+            )
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """See :meth:`Listener.on_epoch`."""
+        self.epochs = record.epoch
+        self.book.tracker.log_metrics(self.run_id, record.metrics(), record.epoch)
+        score = getattr(record, self.book.plan.metric)
+        self.line.epoch(record, score)
+        self.trial.report(score, record.epoch)
+        if record.epoch < self.book.plan.epochs and self.trial.should_prune():
+            raise optuna.TrialPruned(f"{score:.4f} after epoch {record.epoch}")
+
+    def on_trained(self, trained: Trained) -> Path | None:
+        """See :meth:`Listener.on_trained`."""
+        self._keep(trained)
+        return None
+
+    def on_end(self, error: BaseException | None) -> None:
+        """See :meth:`Listener.on_end`."""
+        book = self.book
+        state, reason, fatal = _outcome(error)
+        if state == schema.STATE_DIVERGED:
+            # TPE learns nothing from a failed trial; from a pruned one with a worst score it learns to keep away.
+            self.trial.report(0.0 if book.plan.maximize else WORST_LOSS, self.epochs + 1)
+        metrics = dict(self.trained.metrics) if self.trained else {}
+        self._constrain(metrics)
+        metrics.setdefault(schema.TRAIN_SECONDS, time.perf_counter() - self.started)
+        metrics.setdefault(schema.EPOCHS_RUN, self.epochs)
+        book.tracker.log_metrics(self.run_id, metrics)
+        book.tracker.flush()  # first, so that a kill before the end loses none
+        value = self.score if state == schema.STATE_COMPLETE else None
+        tell(book.study, self.trial, state, reason, value, self._charged(metrics[schema.TRAIN_SECONDS]))
+        book.tracker.finish(self.run_id, state, reason=reason)
+        self.line.trial_finished(state, reason, value, book.best_value())
+        self._clear_checkpoints(state)
+        if fatal is not None:
+            raise fatal
+
+    def _charged(self, seconds: float) -> float:
+        """A trial's seconds without those before its checkpoint that its interrupted attempts are charged with."""
+        trials = [trial for trial in self.book.study.get_trials(deepcopy=False) if trial.number != self.trial.number]
+        attempts = [trial for trial in trials if trial.user_attrs.get(INDEX) == self.trial.user_attrs[INDEX]]
+        resumed = 0.0 if self.trained is None else self.trained.resumed_seconds
+        return seconds - min(resumed, sum(trial.user_attrs.get(SECONDS, 0.0) for trial in attempts))
+
+    def _constrain(self, metrics: Mapping[str, float]) -> None:
+        """Tell the sampler how far a trial is beyond each budget, as a share of it; what is not positive fits."""
+        for metric, budget in self.book.plan.budgets.items():
+            if metric in metrics and metric not in self.trial.constraints:
+                self.trial.set_constraint(metric, metrics[metric] / budget - 1)
+
+
+class FinalRun(_Run):
+    """A final from its first step to its end.
+
+    Args:
+        book: of its study.
+        best: the winning trial.
+        configuration: names its values.
+        seed_index: which final of this configuration it is.
+        folder: where the weights of the best final are kept.
+    """
+
+    def __init__(self, book: Book, best: FrozenTrial, configuration: str, seed_index: int, folder: Path) -> None:
+        plan = book.plan
+        seed = derive_seed(plan.seed, FINAL, seed_index)
+        checkpoints = book.checkpoints(f"final-{configuration}-{seed_index}")
+        self.job = Job(best.params, seed, test=True, drift=plan.drift, checkpoints=checkpoints)
+        tags = {schema.TAG_WINNER: configuration, **({schema.TAG_SHIFTED: book.shifted} if book.shifted else {})}
+        name = f"{plan.strategy} final {seed_index:03d}"
+        numbers = {schema.PARAM_SEED: seed, schema.PARAM_TRIAL: best.number}
+        super().__init__(book, book.start(schema.KIND_FINAL, name, tags, best.params, **numbers))
+        self.configuration = configuration
+        self.key = book.final_key(configuration, seed_index)
+        self.folder, self.staged = folder, _staged(folder, self.run_id)
+        self.running = True
+        self.line = book.progress.final_started(seed_index + 1, plan.final_seeds)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """See :meth:`Listener.on_epoch`."""
+        self.book.tracker.log_metrics(self.run_id, record.metrics(), record.epoch)
+        self.line.epoch(record, getattr(record, self.book.plan.metric))
+
+    def on_trained(self, trained: Trained) -> Path | None:
+        """See :meth:`Listener.on_trained`."""
+        self._keep(trained)
+        tracker = self.book.tracker
+        if trained.predictions is not None:
+            tracker.log_table(self.run_id, schema.ARTIFACT_PREDICTIONS, trained.predictions)
+        if trained.shifted_predictions is not None:
+            tracker.log_table(self.run_id, schema.ARTIFACT_SHIFTED_PREDICTIONS, trained.shifted_predictions)
+        return self.staged if self._best() else None
+
+    def on_end(self, error: BaseException | None) -> None:
+        """See :meth:`Listener.on_end`."""
+        book = self.book
+        state, reason, fatal = _outcome(error)
+        metrics = self.trained.metrics if self.trained else {}
+        book.tracker.finish(self.run_id, state, reason=reason, metrics=metrics)
+        self.line.final_finished(state, reason, metrics.get(schema.TEST_ACCURACY))
+        self.running = False
+        if state == schema.STATE_COMPLETE and self._best() and self.staged.exists():
+            with replaced(self.folder) as fresh:
+                self.staged.rename(fresh)
+        shutil.rmtree(self.staged, ignore_errors=True)
+        if fatal is not None:
+            raise fatal
+        if state != schema.STATE_INTERRUPTED:
+            self._record(state)
+        self._clear_checkpoints(state)
+
+    def give_up(self, attempts: int) -> None:
+        """Record a final that was interrupted too often as failed."""
+        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=f"interrupted {attempts} times")
+        self._record(schema.STATE_FAILED)
+
+    def _record(self, state: str) -> None:
+        record = {"run": self.run_id, "state": state, "validation": self.score, SHIFTED: self.book.shifted}
+        self.book.study.set_user_attr(self.key, record)
+
+    def _best(self) -> bool:
+        """Whether no other final of the configuration has as good a validation score; the test split has no say."""
+        prefix = self.book.final_key(self.configuration, 0).rstrip("0")
+        earlier = [
+            record["validation"]
+            for key, record in self.book.study.user_attrs.items()
+            if key.startswith(prefix) and record["validation"] is not None
+        ]
+        assert self.score is not None, "asked where a final has been trained"
+        return not earlier or (self.score > max(earlier) if self.book.plan.maximize else self.score < min(earlier))
+
+
+def remove_staged(folder: Path) -> None:
+    """Remove what a killed process left of weights that were not moved to ``folder`` yet."""
+    for left in folder.parent.glob(_staged(folder, "*").name):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _staged(folder: Path, run_id: str) -> Path:
+    return folder.with_name(f".{folder.name}.final-{run_id}")
