@@ -177,6 +177,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
                     tracker=tracker,
                     progress=progress,
                     models_dir=output_dir / "models",
+                    checkpoints_dir=output_dir / "checkpoints",
                 )
             except StudyError as error:
                 failures.append(error)
