@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from sweeper.config import Config, config_dir, register
 from sweeper.errors import ConfigError, ThawlineError, near_matches
-from sweeper.files import written
+from sweeper.faults import said_of_storage
+from sweeper.files import check_writable, written
 from sweeper.overrides import (
     check_overrides,
     compared,
@@ -60,6 +61,8 @@ def main() -> None:
         variants = for_strategies(_without_strategy(overrides), own, config_dir(), extra_dir) if own else [overrides]
         if all(flag in _CONFIG_DIR for flag in flags[::2]):  # --help, -m and the like are Hydra's business
             _check(variants, extra_dir)
+            folders = [item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("output_dir=")]
+            check_writable(Path(folders[-1] if folders else "outputs"))  # Hydra writes there before it calls anything
     except ThawlineError as error:
         _fail(error)
     sys.argv = [sys.argv[0], *flags, *variants[0]]
@@ -104,7 +107,8 @@ def _dispatch(command: str, config: Config, variants: list[list[str]], full_comm
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
         full_command = _shown("sweep", *HydraConfig.get().overrides.task)
     configs = [cast(Config, compose("config", overrides=variant)) for variant in variants] or [config]
-    commands.run(configs, full_command, skip_inapplicable=everything)
+    with said_of_storage(Path(config.output_dir)):
+        commands.run(configs, full_command, skip_inapplicable=everything)
 
 
 def _shown(*arguments: str) -> str:

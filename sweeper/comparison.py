@@ -148,15 +148,17 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     failures: list[StudyError] = []
-    names = [plan.study for plan in studies]
     inline = all(is_brief(plan.spec, task) for plan in studies)
+    names = [plan.study for plan in studies]
     with (
         Owner(output_dir),
         open_storage(_storage_url(config)).owned(names) as storage,
         make_engine("inline" if inline else config.engine.name, config.engine.workers) as engine,
         Progress(console, config.verbosity) as progress,
+        Tracker(
+            tracking_uri, config.tracking.experiment, output_dir, note=lambda text: progress.note(escape(text))
+        ) as tracker,
     ):
-        tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
         log_floors(plans[0], task.dataset, tracker, progress)
         if prepared.prompting is not None:
             log_prompted(plans[0], prepared.prompting, config, task.dataset, tracker, progress)
@@ -175,6 +177,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
                     tracker=tracker,
                     progress=progress,
                     models_dir=output_dir / "models",
+                    checkpoints_dir=output_dir / "checkpoints",
                 )
             except StudyError as error:
                 failures.append(error)

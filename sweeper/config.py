@@ -120,6 +120,7 @@ class TrainerConfig:
     class_weights: str = "none"  # none | balanced: each class weighs alike in the loss, however rare
     early_stopping_patience: int = 0  # epochs without improvement before a run stops; 0 = off
     early_stopping_metric: str = "validation_loss"  # what has to improve
+    checkpoint_seconds: float | None = 300.0  # of training between two checkpoints of a run; null = none
 
 
 @dataclass
@@ -195,7 +196,7 @@ class EngineConfig:
 class TrackingConfig:
     """MLflow."""
 
-    uri: str | None = None  # null = sqlite in output_dir
+    uri: str | None = None  # null = sqlite in output_dir; http(s)://host:port = a tracking server
     experiment: str = "thawline"  # created when missing
 
 
@@ -461,6 +462,7 @@ _POSITIVE = (
     ("study", "timeout"),
     ("trainer", "learning_rate"),
     ("trainer", "max_grad_norm"),
+    ("trainer", "checkpoint_seconds"),
     ("cache", "max_gb"),
     ("domain_pretrain", "learning_rate"),
     ("report", "max_trainable_params"),

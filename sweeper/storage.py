@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import time
@@ -16,6 +17,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from sweeper.errors import StudyError
+from sweeper.faults import storage_error
 from sweeper.ownership import StudyOwner, sqlite_file
 
 __all__ = ["Storage", "existing_storage", "open_storage", "storage_url"]
@@ -79,6 +81,8 @@ def _repeated(method: _Method) -> _Method:
                 cause = error if isinstance(error, DBAPIError) else error.__cause__
                 if not _is_away(cause) or time.monotonic() + wait > deadline:
                     self.patience = 0.0
+                    if (said := _said(self.url, error)) is not None:
+                        raise said from error
                     raise StudyError(
                         f"the Optuna storage {self.url} cannot be used: {_reason(cause or error)}",
                         "Once it can be, the same command continues; nothing finished is lost.",
@@ -169,7 +173,16 @@ def existing_storage(url: str) -> Storage | None:
         raise _unusable(url, error) from error
 
 
+def _said(url: str, error: Exception) -> StudyError | None:
+    """What to say of a file of SQLite that the disk fails."""
+    path = sqlite_file(sqlalchemy.make_url(url))
+    return storage_error(error, path and path.parent)
+
+
 def _unusable(url: str, error: Exception) -> StudyError:
+    with contextlib.suppress(SQLAlchemyError):  # of a URL that is none
+        if (said := _said(url, error)) is not None:
+            return said
     return StudyError(
         f"the Optuna storage study.storage={url} cannot be opened: {_reason(error)}",
         "Leave it out to use a database in output_dir, or give an SQLAlchemy URL such as sqlite:///file.db or "
