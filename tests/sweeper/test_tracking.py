@@ -282,7 +282,8 @@ def test_a_server_that_dies_slows_nothing_and_is_told_everything_later(
     assert len(trials) == 6  # five, and the one that was killed
     for trial in trials:
         scores = told[f"full trial {trial.number:03d}"]["validation_accuracy"]
-        assert dict(scores) == trial.intermediate_values and len(scores) == len(trial.intermediate_values)
+        # A process may be killed between telling MLflow and telling Optuna.
+        assert trial.intermediate_values.items() <= dict(scores).items() and len(scores) == len(dict(scores))
 
 
 @pytest.mark.slow
