@@ -18,7 +18,8 @@ from rich.table import Table
 import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
-from sweeper.errors import StudyError, redacted
+from sweeper.errors import StudyError
+from sweeper.secrets import redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,12 +250,12 @@ def _interval(row: Mapping[str, Any], split: str = "test") -> str:
 
 
 def _ui_command(config: Config) -> str:
-    uri = _tracking_uri(config)
+    uri = redacted(_tracking_uri(config))
     if uri == "sqlite:///outputs/mlflow.db":
         return "make ui"
     if uri.startswith("http"):
-        return redacted(uri)
-    return f"python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
+        return uri
+    return f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
 def _tracking_uri(config: Config) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
+
+from sweeper.secrets import redacted
 
 __all__ = [
     "AssetError",
@@ -14,12 +15,13 @@ __all__ = [
     "StudyError",
     "ThawlineError",
     "near_matches",
-    "redacted",
 ]
 
 
 class ThawlineError(Exception):
     """Root of the project's errors: what was given and what is allowed, then what to do next.
+
+    Secrets in either are masked (:func:`sweeper.secrets.redacted`).
 
     Args:
         message: what was given and what is allowed.
@@ -27,9 +29,9 @@ class ThawlineError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redacted(message)
+        self.hint = redacted(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
@@ -68,8 +70,3 @@ def near_matches(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
     question = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
     return f"{question}allowed: {', '.join(names)}"
-
-
-def redacted(text: str) -> str:
-    """A text without the user names and passwords of the URLs in it: ``https://***@host/path``."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

@@ -24,9 +24,11 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from sweeper import schema
-from sweeper.errors import StudyError, redacted
+from sweeper.errors import StudyError
+from sweeper.faults import storage_error
 from sweeper.outbox import FILE, Entry, Outbox, waiting_for
 from sweeper.ownership import Owner
+from sweeper.secrets import redacted
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with a server: two lines for every run
@@ -39,6 +41,7 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 __all__ = ["Tracker", "Unsent", "log_report", "send_waiting", "versions"]
 
@@ -196,7 +199,7 @@ class Tracker:
         """Close a run with a state of the schema and its last metrics."""
         tags = {schema.TAG_STATE: state}
         if reason:
-            tags[schema.TAG_REASON] = reason[:_PARAM_LENGTH]
+            tags[schema.TAG_REASON] = redacted(reason)[:_PARAM_LENGTH]
         with self._outbox.together():
             self.log_metrics(run_id, metrics or {})
             self.set_tags(run_id, tags)
@@ -246,7 +249,9 @@ class Tracker:
                 tags = {"mlflow.experimentKind": "custom_model_development"}
                 # the kind opens the UI on training runs instead of traces
                 found = client.get_experiment(client.create_experiment(experiment, location, tags))
-        except (MlflowException, OSError, ValueError) as error:
+        except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+            if (said := storage_error(error, artifacts.parent)) is not None:
+                raise said from error
             failure = _reason(error)
             known = self._outbox.known_store(self.uri, experiment) if _is_down(error) else None
             if known is None:
