@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import f1_score
 from torch import nn
 
 from strategies import Stage, Strategy, count_parameters, enter_stage
@@ -38,7 +37,7 @@ from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
 from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device, measured_precision, resolve_precision
-from sweeper.training.recorder import EpochRecord
+from sweeper.training.recorder import EpochRecord, scores
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
 
@@ -407,7 +406,7 @@ class Task:
         predicted = probabilities.argmax(-1)
         return _Scores(
             accuracy=float((predicted == split.labels).mean()),
-            macro_f1=float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+            macro_f1=scores(logits.numpy(), split.labels)["macro_f1"],
             loss=float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(split.labels))),
             seconds=seconds,
             predictions=predictions_table(split, predicted, probabilities.max(-1)),
