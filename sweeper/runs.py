@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeper import schema
 from sweeper.engine import Job, Listener, Trained, WorkerDied
+from sweeper.faults import failure_reason
 from sweeper.files import replaced
 from sweeper.hashing import derive_seed
 from sweeper.interruption import Interrupted
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
+from sweeper.secrets import redacted
 from sweeper.tracking import Tracker
 from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.pseudo_label import Round
@@ -104,7 +105,7 @@ def tell(study: optuna.Study, trial: Trial, state: str, reason: str, value: floa
     trial.set_user_attr(STATE, state)
     trial.set_user_attr(SECONDS, seconds)
     if reason:
-        trial.set_user_attr(REASON, reason)
+        trial.set_user_attr(REASON, redacted(reason))
     if state == schema.STATE_COMPLETE:
         study.tell(trial, value)
     elif state in (schema.STATE_PRUNED, schema.STATE_DIVERGED):
@@ -123,10 +124,10 @@ def _outcome(error: BaseException | None) -> tuple[str, str, BaseException | Non
         return schema.STATE_DIVERGED, str(error), None
     if isinstance(error, WorkerDied):
         return schema.STATE_INTERRUPTED, str(error), None
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return schema.STATE_FAILED, f"out of memory: {error}", None
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return schema.STATE_INTERRUPTED, str(error) or "interrupted", error
+    if isinstance(error, Exception) and (reason := failure_reason(error)) is not None:
+        return schema.STATE_FAILED, reason, None
     return schema.STATE_FAILED, f"{type(error).__name__}: {error}", error
 
 
@@ -305,16 +306,18 @@ class FinalRun(_Run):
         if fatal is not None:
             raise fatal
         if state != schema.STATE_INTERRUPTED:
-            self._record(state)
+            self._record(state, reason)
         self._clear_checkpoints(state)
 
     def give_up(self, attempts: int) -> None:
         """Record a final that was interrupted too often as failed."""
-        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=f"interrupted {attempts} times")
-        self._record(schema.STATE_FAILED)
+        reason = f"interrupted {attempts} times"
+        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=reason)
+        self._record(schema.STATE_FAILED, reason)
 
-    def _record(self, state: str) -> None:
-        record = {"run": self.run_id, "state": state, "validation": self.score, SHIFTED: self.book.shifted}
+    def _record(self, state: str, reason: str) -> None:
+        record = {"run": self.run_id, STATE: state, REASON: reason, "validation": self.score}
+        record[SHIFTED] = self.book.shifted
         self.book.study.set_user_attr(self.key, record)
 
     def _best(self) -> bool:

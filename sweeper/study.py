@@ -22,11 +22,14 @@ from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
 from sweeper.engine import Assignment, Engine, Workload
 from sweeper.errors import StudyError
+from sweeper.faults import failure_summary
+from sweeper.files import inside
 from sweeper.hashing import derive_seed, digest
 from sweeper.interruption import Interrupted, StopSignal
 from sweeper.objective import Task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
+from sweeper.resume import claim
 from sweeper.runs import INDEX, REASON, RUN, SECONDS, SHIFTED, STATE, Book, FinalRun, TrialRun, remove_staged, tell
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import domain_pretrain
@@ -37,8 +40,8 @@ STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default,
 IMPORTANCE_TRIALS = 10  # with 8, fANOVA named the only hyperparameter that mattered in half of the studies; 12: 7 of 8
 ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 
-# Attributes of studies in Optuna.
-_IDENTITY, _LOST_SECONDS = "identity", "domain_pretrain_lost_seconds"
+# An attribute of studies in Optuna.
+_LOST_SECONDS = "domain_pretrain_lost_seconds"
 
 
 def run_study(
@@ -66,13 +69,8 @@ def run_study(
         pruner=_pruner(plan.pruner, plan.epochs),
         load_if_exists=True,
     )
-    if study.user_attrs.setdefault(_IDENTITY, plan.identity) != plan.identity:
-        raise StudyError(
-            f"study.name={plan.study} belongs to a study of another model, dataset, strategy or trainer setting",
-            "Leave study.name out, choose another one, or give the settings that it was made with.",
-        )
-    study.set_user_attr(_IDENTITY, plan.identity)
-    book = Book(plan, study, tracker, progress, checkpoints_dir / plan.study)
+    claim(study, plan)
+    book = Book(plan, study, tracker, progress, inside(checkpoints_dir, plan.study))
     runner = _StudyRunner(book, task, engine, models_dir)
     with StopSignal() as stop:
         runner.run(stop)
@@ -258,12 +256,8 @@ class _StudyRunner:
         finished = self._finished()
         failed = [trial for trial in finished if trial.user_attrs.get(STATE) == schema.STATE_FAILED]
         if len(finished) >= 3 and len(failed) / len(finished) > self.plan.max_failure_rate:
-            reasons = Counter(str(trial.user_attrs.get(REASON, "")).splitlines()[0] for trial in failed)
-            raise StudyError(
-                f"{len(failed)} of {len(finished)} trials of {self.plan.study} failed: "
-                + "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common()),
-                "Mend the cause and run the same command, or raise study.max_failure_rate.",
-            )
+            reasons = [str(trial.user_attrs.get(REASON, "")) for trial in failed]
+            raise failure_summary(f"trials of {self.plan.study}", len(finished), reasons)
 
     # --- finals --------------------------------------------------------------------------------------------------
 
@@ -293,22 +287,28 @@ class _StudyRunner:
         self.tracker.set_tags(self.book.parent, {schema.TAG_WINNER: configuration})
         keys = [self.book.final_key(configuration, index) for index in range(self.plan.final_seeds)]
         earlier = [record for key in keys if (record := self.study.user_attrs.get(key)) is not None]
-        folder = self.models_dir / self.plan.study
+        folder = inside(self.models_dir, self.plan.study)
         remove_staged(folder)
         attempts: dict[str, list[FinalRun]] = {key: [] for key in keys}
+        again = {key for key in keys if self.study.user_attrs.get(key, {}).get(STATE) == schema.STATE_FAILED}
 
         def next_final() -> Assignment | None:
             for index, (key, runs) in enumerate(attempts.items()):
-                if key in self.study.user_attrs or any(run.running for run in runs):
+                if (key in self.study.user_attrs and key not in again) or any(run.running for run in runs):
                     continue
                 if len(runs) == ATTEMPTS:
                     runs[-1].give_up(ATTEMPTS)
                     continue
+                again.discard(key)  # once in each command, whose user may have mended the cause
                 runs.append(FinalRun(self.book, best, configuration, index, folder))
                 return runs[-1].job, runs[-1]
             return None
 
         self.engine.run(workload, next_final, stop)
+        ended = [self.study.user_attrs.get(key, {}) for key in keys]
+        failed = [str(record.get(REASON, "")) for record in ended if record.get(STATE) == schema.STATE_FAILED]
+        if failed and len(failed) / len(ended) > self.plan.max_failure_rate:
+            raise failure_summary(f"finals of {self.plan.study}", len(ended), failed)
         unscored = sum(bool(self.book.shifted) and record.get(SHIFTED) != self.book.shifted for record in earlier)
         if unscored:
             self.progress.note(

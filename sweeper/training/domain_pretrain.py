@@ -24,7 +24,7 @@ from transformers import (
 
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import ConfigError
-from sweeper.files import replaced
+from sweeper.files import inside, replaced
 from sweeper.hashing import digest
 from sweeper.models.classifier import without_pooler
 from sweeper.models.pretrained import Pretrained
@@ -109,7 +109,7 @@ def domain_pretrain(
     examples = task.unlabelled(settings.size, seed)
     measured = [task.pretrained.fingerprint, list(examples.examples), asdict(settings), task.settings.precision]
     key = digest([*measured, masked, seed], 12)
-    folder = models_dir / FOLDER / key
+    folder = inside(models_dir / FOLDER, key)
     if not (folder / _RECORD).is_file():
         on_start(len(examples))
         model, done = pretrain_language_model(

@@ -22,6 +22,7 @@ from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.dropout import PooledDropout
 from sweeper.training.head import train_head
 from sweeper.training.memory import peak_memory_mb, reset_peak_memory
+from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import autocast, device, frozen_weights_cast
 from sweeper.training.recorder import EpochRecord, EpochRecorder
 from sweeper.training.seeds import generator_states, set_generator_states, set_seed
@@ -92,6 +93,7 @@ def fit(
     settings: TrainerSettings,
     learning_rate: float,
     seed: int,
+    micro_batch_size: int,
     class_weights: torch.Tensor | None = None,
     on_epoch: Callable[[EpochRecord], None],
     on_step: Callable[[], None],
@@ -112,6 +114,7 @@ def fit(
         settings: shared by all runs of a study.
         learning_rate: the backbone's peak rate.
         seed: of the order of the data and of dropout.
+        micro_batch_size: examples of a batch that go through the model at once; the batch stays what it is.
         class_weights: of each class in the loss, shape (classes,); ``None`` = all 1.
         on_epoch: may raise to end the run (pruning).
         on_step: called between steps; may raise to end the run (interruption).
@@ -166,6 +169,7 @@ def fit(
             # The seeds go on where a single stage's would: epoch k has the same order in every strategy.
             seed=seed + len(recorder.history),
             class_weights=None if class_weights is None else class_weights.to(device()),
+            micro_batch_size=micro_batch_size,
         )
         still = [*prefix_modules(model, layout), *_frozen_batch_norms(model)]
         before = len(recorder.history)
@@ -204,9 +208,16 @@ class _Stage:
     sampler: ShuffledBatches
     seed: int
     class_weights: torch.Tensor | None
+    micro_batch_size: int
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy(logits.float(), labels, weight=self.class_weights)
+
+    def weight(self, labels: torch.Tensor) -> torch.Tensor:
+        """What some labels weigh in the mean of a batch."""
+        if self.class_weights is None:
+            return torch.tensor(float(len(labels)), device=labels.device)
+        return self.class_weights[labels.to(self.class_weights.device)].sum()
 
 
 def _train_on_features(
@@ -262,6 +273,8 @@ def _train_with_trainer(
         resumed=resumed,
         recorder=recorder,
         loss=None if run.class_weights is None else run.loss,
+        weigh=run.weight,
+        micro_batch_size=run.micro_batch_size,
         model=model,
         args=training_arguments(
             epochs=run.epochs,
@@ -313,12 +326,15 @@ def predict(
         examples: Sequence[Mapping[str, Any]] | None = None if attached is None else attached.examples(split)
         collate = data.encoder.collate if attached is None else attached.collate
         examples = split.examples if examples is None else examples
-        for start in range(0, len(split), EVAL_BATCH_SIZE):
-            rows = range(start, min(start + EVAL_BATCH_SIZE, len(split)))
+
+        def logits_of(rows: Sequence[int]) -> np.ndarray:
             batch = collate([examples[row] for row in rows])
             inputs = {name: value.to(device()) for name, value in batch.items() if name != "labels"}
             with autocast(precision):
-                parts.append(model(**inputs).logits.float().cpu().numpy())
+                return model(**inputs).logits.float().cpu().numpy()
+
+        for _, found in Halving(EVAL_BATCH_SIZE).over(range(len(split)), logits_of):
+            parts.append(found)
             on_step()
         if attached is not None:
             attached.ran(1)

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["Diverged", "EpochRecord", "EpochRecorder", "scores"]
 
 
+#: Mean cross-entropy, in nats, from which no classifier comes back: its logits are off by ten thousand.
+EXPLODED_LOSS = 1e4
+
+
 class Diverged(Exception):
-    """The training or validation loss is no longer finite; the message says which and when."""
+    """The training or validation loss is no longer finite, or has exploded; the message says which and when."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class EpochRecorder:
             validation: ``loss``, ``accuracy`` and ``macro_f1`` of the validation split.
 
         Raises:
-            Diverged: a loss is not finite.
+            Diverged: a loss is not finite, or has exploded.
         """
         record = EpochRecord(
             epoch=len(self.history) + 1,
@@ -144,8 +148,9 @@ class EpochRecorder:
             train_samples_per_second=self._examples / max(self._seconds, 1e-9),
         )
         for loss in ("train_loss", "validation_loss"):
-            if not math.isfinite(value := getattr(record, loss)):
-                raise Diverged(f"{loss} is {value} after epoch {record.epoch}")
+            if not abs(value := getattr(record, loss)) < EXPLODED_LOSS:
+                shown = f"{value:.3g}" if math.isfinite(value) else value
+                raise Diverged(f"{loss} is {shown} after epoch {record.epoch}")
         self._seconds = 0.0
         self.history.append(record)
         if self.best is record:

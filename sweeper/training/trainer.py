@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -19,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from sweeper.errors import StudyError
 from sweeper.training.batches import ShuffledBatches
 from sweeper.training.checkpoints import Checkpoints
+from sweeper.training.micro_batches import Halving, batch_parts
 from sweeper.training.recorder import EpochRecorder, scores
 from sweeper.training.seeds import generator_states, set_generator_states
 
@@ -140,6 +142,8 @@ class StageTrainer(ResumableTrainer):
         groups: of the optimiser, as a strategy makes them.
         recorder: told of each epoch.
         loss: of logits and labels, instead of the model's own.
+        weigh: the weight of some labels in the mean that a loss is.
+        micro_batch_size: examples of a batch that go through the model at once.
         kwargs: of the resumable Trainer.
     """
 
@@ -149,6 +153,8 @@ class StageTrainer(ResumableTrainer):
         groups: list[dict[str, Any]],
         recorder: EpochRecorder,
         loss: Loss | None,
+        weigh: Callable[[torch.Tensor], torch.Tensor],
+        micro_batch_size: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -162,6 +168,10 @@ class StageTrainer(ResumableTrainer):
         if loss is not None:
             self.loss_is_scaled_for_ga = False  # it is a mean over each batch, of which several make a step
         self._groups = groups
+        self._weigh = weigh
+        self._micro_batch_size = micro_batch_size
+        self._share: Any = 1.0  # of the batch's loss, that of the part under way
+        self._evaluation = Halving(self.args.eval_batch_size)
         # Architectures that take loss arguments would otherwise be trusted to divide by the accumulated batches.
         self.model_accepts_loss_kwargs = False
 
@@ -170,6 +180,36 @@ class StageTrainer(ResumableTrainer):
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(self._groups, lr=self.args.learning_rate, fused=True)
         return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The gradients of a batch, from as many passes as it takes; the loss is the batch's own mean."""
+        losses = []
+        for part, share in batch_parts(inputs, self._micro_batch_size, self._weigh):
+            self._share = share
+            losses.append(super().training_step(model, part, num_items_in_batch))
+        self._share = 1.0
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, of a part of a batch as a share of the batch's."""
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss if isinstance(loss, tuple) else loss * self._share
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """The Trainer's, in halves where memory runs out."""
+        whole = self._weigh(inputs["labels"])
+
+        def predict(rows: Sequence[int]) -> tuple[Any, Any, Any]:
+            part = {name: tensor[rows[0] : rows[-1] + 1] for name, tensor in inputs.items()}
+            results: Any = super(StageTrainer, self).prediction_step(model, part, prediction_loss_only, ignore_keys)
+            loss, logits, labels = results
+            return loss * (self._weigh(part["labels"]) / whole), logits, labels
+
+        parts = [part for _, part in self._evaluation.over(range(len(inputs["labels"])), predict)]
+        losses, logits, labels = zip(*parts, strict=True)
+        return torch.stack(losses).sum(), torch.cat(logits), torch.cat(labels)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Whatever the Trainer would do: scores are of all examples in their order.
