@@ -78,12 +78,12 @@ def storage_error(error: BaseException, folder: Path | None = None) -> StudyErro
         where = f": {file} cannot be written" if file else ""
         if number in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in _FULL):
             return StudyError(
-                f"the disk is full{where or f' ({_first_line(link)})'}",
+                f"the disk is full{where or f': {_first_line(link)}'}",
                 "Make room and run the same command: what finished is kept, and it continues where this one stopped.",
             )
         if number == errno.EROFS or any(sign in text for sign in _READ_ONLY):
             return StudyError(
-                f"the disk is read-only{where or f' ({_first_line(link)})'}",
+                f"the disk is read-only{where or f': {_first_line(link)}'}",
                 "Make it writable and run the same command, or name another output_dir.",
             )
         if any(sign in text for sign in _DAMAGED):

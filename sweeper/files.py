@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import BinaryIO
 from sweeper.errors import StudyError, ThawlineError
 
 __all__ = ["check_writable", "inside", "replaced", "reserved", "written"]
+
+LEAST_ROOM = 1 << 16  # bytes that a command writes before it starts anything
 
 
 @contextmanager
@@ -45,16 +48,20 @@ def written(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """See that a folder can be written to, or created.
+    """See that a folder can be written to, or created, and that there is room to begin.
 
     Raises:
-        StudyError: it cannot: by its rights, or because its disk is read-only.
+        StudyError: it cannot: by its rights, or because its disk is full or read-only.
     """
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as probe:
+            reserved(probe, LEAST_ROOM)
+    except OSError as error:
         raise StudyError(
-            f"output_dir={folder}: {nearest} cannot be written to", "Make it writable, or name another output_dir."
-        )
+            f"output_dir={folder} cannot be written to: {error.strerror}",
+            "Make room, or make it writable, and run the same command; or name another output_dir.",
+        ) from error
 
 
 def reserved(file: BinaryIO, size: int) -> None:

@@ -21,7 +21,7 @@ from sweeper.errors import DataError
 from sweeper.faults import failure_reason
 from sweeper.models.preprocessing import Preprocessing
 from sweeper.objective import Run, Task
-from tests.cli import give_database, run, runs
+from tests.cli import command, give_database, run, runs
 
 TINY = [
     "model=local",
@@ -176,7 +176,7 @@ def test_an_image_that_vanished_is_named(tmp_path: Path, augmentation: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("free", [60_000, 200_000, 400_000, 4_700_000], ids=["database", "trial", "model", "report"])
+@pytest.mark.parametrize("free", [140_000, 400_000], ids=["database", "model"])
 def test_a_full_disk_is_said_and_the_same_command_goes_on_with_room(
     small_disk: Path, tiny: list[str], free: int
 ) -> None:
@@ -193,15 +193,25 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on_with_room(
     assert finished(output) == 2
     assert set(runs(output)["status"]) <= {"FINISHED", "KILLED", "FAILED"}
     assert len(runs(output, kind="final", state="complete")) == 1
-    assert len(list(output.glob("reports/*/report.md"))) == 1
+
+    (report,) = output.glob("reports/*/report.md")
+    before = report.read_text()
+    fill(small_disk, free=100_000)  # enough to begin
+    message, _ = error_of(run(output, "report", "report.confidence=0.9", status=2))
+    assert "cannot write" in message and "No space left on device" in message
+    assert report.read_text().endswith(before[-200:]), "each file is the old one or the new one, whole"
+    fill(small_disk, free=0)
+    assert f"output_dir={output}" in error_of(run(output, "report", status=2))[0]
 
 
 @pytest.mark.slow
 def test_a_full_cache_costs_time_and_nothing_else(small_disk: Path, tmp_path: Path, tiny: list[str]) -> None:
     """What is recorded lies in mapped memory, which a full disk ends by a signal where no room is reserved."""
     fill(small_disk, free=4_096)
-    text = run(tmp_path / "out", "sweep", "strategy=frozen", *tiny, f"cache.dir={small_disk}")
-    assert "states cannot be recorded" in text and "No space left on device" in text
+    arguments = command(tmp_path / "out", "sweep", "strategy=frozen", *tiny, f"cache.dir={small_disk}")
+    done = subprocess.run(arguments, capture_output=True, text=True)  # in a fork Hydra mutes the loggers that it finds
+    assert done.returncode == 0, done.stderr
+    assert "states cannot be recorded" in done.stderr and "No space left on device" in done.stderr
     assert finished(tmp_path / "out") == 2
 
 
