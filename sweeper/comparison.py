@@ -18,7 +18,7 @@ from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
-from sweeper.engine import is_brief, make_engine
+from sweeper.engine import engine_problems, is_brief, make_engine
 from sweeper.errors import ConfigError, StudyError
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import Pretrained, timm_repository
@@ -147,7 +147,13 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     inline = all(is_brief(plan.spec, task) for plan in studies)
     with (
         Owner(output_dir),
-        make_engine("inline" if inline else config.engine.name, config.engine.workers) as engine,
+        make_engine(
+            "inline" if inline else config.engine.name,
+            config.engine.workers,
+            config.engine.address,
+            config.engine.cpus_per_worker,
+            config.engine.gpus_per_worker,
+        ) as engine,
         Progress(console, config.verbosity) as progress,
     ):
         tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
@@ -185,7 +191,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
 
 
 def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
-    problems: list[str] = check(configs[0])
+    problems: list[str] = check(configs[0]) + engine_problems(configs[0].engine.name)
     if len(configs) > 1 and configs[0].study.name:
         problems.append(f"study.name={configs[0].study.name} names one study, not {len(configs)}: leave it out")
     specs: list[StrategySpec] = []
