@@ -33,7 +33,7 @@ from sweeper.interruption import StopSignal
 __all__ = ["RayEngine"]
 
 MAX_WORKERS = 4  # by default, on each machine without a GPU
-PLACE_SECONDS = 180.0  # how long to wait where not even one worker is there
+PLACE_SECONDS = 300.0  # how long to wait where not even one worker is there
 DEATHS = 3  # of workers that came to nothing, one after another
 PACKAGES = ("thawline", "torch", "transformers")  # of one version everywhere
 
@@ -233,6 +233,7 @@ def _connect(address: str | None) -> bool:
         # Read when Ray is imported. Without it Ray listens on all of the machine's addresses; whoever gets in may run
         # any code, and so needs a secret that only this process and those it starts know.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever runs here goes before training
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray

@@ -22,8 +22,13 @@ STORE = 100 * 2**20
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Without room for a worker on the head, where the owner is."""
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # 127.0.0.1 alone
+        RAY_AUTH_MODE="disabled",
+        RAY_worker_niceness="0",
+    )
     pytest.importorskip("ray")
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="disabled")
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
