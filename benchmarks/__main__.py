@@ -98,6 +98,7 @@ FULL = (
     Case("frozen, 90 trials", ("frozen",), 90, 5, baseline_trials=4),
     Case("frozen, images", ("frozen",), 30, 5, 700, 300, "image", baseline_trials=2),
     Case("frozen, images, 90 trials", ("frozen",), 90, 5, 700, 300, "image", baseline_trials=2),
+    Case("frozen, 9,000 examples", ("frozen",), 30, 2, train=9000, baseline_trials=1),
     Case("partial, last 2 of 6 blocks", ("partial",), 8, 3, baseline_trials=4),
     Case("LoRA r=8", ("lora",), 4, 3, baseline_trials=2),
     Case("full", ("full",), 4, 3, baseline_trials=2),
@@ -165,7 +166,7 @@ def run_round(case: Case, number: int, sides: Sequence[str], engine: str) -> lis
     """All sides of a case once, ours first: it says what the others train."""
     with tempfile.TemporaryDirectory(prefix="thawline-bench-") as folder:
         root = Path(folder)
-        ours = _ours(case, number, root, engine)
+        ours = run_ours(case, number, root, engine)
         found = [ours]
         job = root / "job.json"
         trials = _sampled(root / "outputs" / "optuna.db", case, number)
@@ -176,7 +177,8 @@ def run_round(case: Case, number: int, sides: Sequence[str], engine: str) -> lis
         return found
 
 
-def _ours(case: Case, number: int, root: Path, engine: str) -> Measured:
+def run_ours(case: Case, number: int, root: Path, engine: str) -> Measured:
+    """The sweep, once, in ``root``; ``number`` is its seed."""
     command = "compare" if len(case.strategies) > 1 else "sweep"
     arguments = [
         *("-m", "sweeper", command, f"strategy={','.join(case.strategies)}", *case.overrides()),
@@ -185,7 +187,7 @@ def _ours(case: Case, number: int, root: Path, engine: str) -> Measured:
     seconds, peak = _timed([sys.executable, *arguments], root)
     accuracies = [
         trial.value
-        for study in _studies(root / "outputs" / "optuna.db")
+        for study in studies_of(root / "outputs" / "optuna.db")
         for trial in study.trials[: case.baseline_trials]
         if trial.value is not None
     ]
@@ -238,7 +240,8 @@ def _held(process: psutil.Process) -> float:
     return total / 1e6
 
 
-def _studies(database: Path) -> list[optuna.Study]:
+def studies_of(database: Path) -> list[optuna.Study]:
+    """All studies of an Optuna database."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
     return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
 
@@ -246,7 +249,7 @@ def _studies(database: Path) -> list[optuna.Study]:
 def _sampled(database: Path, case: Case, number: int) -> list[dict[str, Any]]:
     """The trials of the baselines: what ours sampled, of each strategy as many as are asked for."""
     trials = []
-    for study in _studies(database):
+    for study in studies_of(database):
         strategy = next(name for name in case.strategies if f"-{name}-" in study.study_name)
         for trial in study.trials[: case.baseline_trials]:
             trials.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports import formats
 from sweeper.errors import ThawlineError
+from sweeper.files import inside
 
 if TYPE_CHECKING:
     from reports.plots import Drawing
@@ -30,13 +32,11 @@ def report_folder(reports_dir: Path, name: str) -> Path:
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:120]
     if safe != name:  # two unsafe names must not share a folder
         safe = f"{safe or 'comparison'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    folder = reports_dir / safe
+    folder = inside(reports_dir, safe)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ThawlineError(f"cannot create {folder}: {error.strerror}", "Name another output_dir.") from error
-    if folder.resolve().parent != reports_dir.resolve():
-        raise ThawlineError(f"{folder} leads out of {reports_dir}", "Remove the link, or name another output_dir.")
     return folder
 
 
@@ -91,7 +91,12 @@ def write_pages(
     pictures = defaultdict(str)  # what was not drawn is empty text
     for drawing in drawings:
         pictures[drawing.name] = f"![{formats.escape(drawing.alt, limit=1200)}]({drawing.name}.svg)"
-    text = _environment().get_template(template).render(**context, figures=pictures)
+    environment = _environment()
+    rebuild = formats.rebuild_command
+    if folder.parent.name == "reports":  # of an output folder, where MLflow's database is looked for
+        rebuild = functools.partial(rebuild, output_dir=str(folder.parent.parent))
+    environment.filters["rebuild"] = lambda names: rebuild(*([names] if isinstance(names, str) else names))
+    text = environment.get_template(template).render(**context, figures=pictures)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     css, script = ((_TEMPLATES / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))
     parts = page_parts(text, figures, strategies, css=css, script=script)
@@ -121,5 +126,5 @@ def _environment(*, autoescape: bool = False) -> Any:
         keep_trailing_newline=True,
         autoescape=autoescape,
     )
-    environment.filters |= {"text": formats.escape, "code": formats.code, "rebuild": formats.rebuild_command}
+    environment.filters |= {"text": formats.escape, "code": formats.code}
     return environment

@@ -46,6 +46,8 @@ _FLOORS = {
     "zero_shot": ("zero-shot", "zero-shot"),
 }
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_BARE_PATH = re.compile(r"[A-Za-z0-9_./-]+")
+_OUTPUT_DIR = "outputs"  # the default
 _WORDS = ("null", "true", "false", "nan", "inf")  # to Hydra no text
 _MINUS = "\N{MINUS SIGN}"
 
@@ -68,20 +70,30 @@ def class_name(label: object, names: object) -> str:
     return text
 
 
-def rebuild_command(*comparisons: str) -> str:
-    """The command that writes a report again, as a code span; not for table cells.
+def rebuild_command(*comparisons: str, output_dir: str = _OUTPUT_DIR) -> str:
+    """The command that writes a report again, as a code span; not for table cells. ``output_dir`` holds MLflow.
 
     Names that make, its shell and Hydra would all read as they stand go through make. Others are quoted for Hydra and
     for a shell, and make is left out, which would need a third quoting. Names are single lines, as MLflow's tags are.
     """
-    if all(_BARE.fullmatch(name) and name.lower() not in _WORDS for name in comparisons):
-        return code(f"make report COMPARISON={','.join(comparisons)}")
-    names = ["'" + re.sub(r"(\\*)('|$)", _hydra_escaped, name) + "'" for name in comparisons]
+    elsewhere = output_dir != _OUTPUT_DIR
+    if all(_BARE.fullmatch(name) and name.lower() not in _WORDS for name in comparisons) and (
+        not elsewhere or _BARE_PATH.fullmatch(output_dir)
+    ):
+        where = f' ARGS="output_dir={output_dir}"' if elsewhere else ""
+        return code(f"make report COMPARISON={','.join(comparisons)}{where}")
+    names = [_hydra_quoted(name) for name in comparisons]
     given = names[0] if len(names) == 1 else f"[{','.join(names)}]"
     command = f"python -m sweeper report {shlex.quote(f'report.comparison={given}')}"
+    if elsewhere:
+        command += f" {shlex.quote(f'output_dir={_hydra_quoted(output_dir)}')}"
     ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", command)), default=0))
     pad = " " if len(ticks) > 1 else ""
     return f"{ticks}{pad}{command}{pad}{ticks}"
+
+
+def _hydra_quoted(text: str) -> str:
+    return "'" + re.sub(r"(\\*)('|$)", _hydra_escaped, text) + "'"
 
 
 def _hydra_escaped(match: re.Match[str]) -> str:

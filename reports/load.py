@@ -89,6 +89,7 @@ _METRICS = (
     schema.EXPECTED_TRAINABLE_PARAMS,
     schema.TRAIN_SECONDS,
     schema.PEAK_MEMORY_MB,
+    schema.MICRO_BATCH_SIZE,
     schema.TEST_ACCURACY,
     schema.TEST_MACRO_F1,
     schema.TEST_LOSS,

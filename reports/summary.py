@@ -110,7 +110,7 @@ def build_summary(
         "notes": _notes(loaded, scored, datasets),
         "confidence": f"{100 * confidence:g} %",
         "least": LEAST_DATASETS,
-        "command": formats.rebuild_command(*([ALL] if everything else sorted(names))),
+        "names": [ALL] if everything else sorted(names),
     }
     files = write_pages(
         folder,

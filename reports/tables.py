@@ -277,11 +277,11 @@ def per_class_table(comparison: Comparison, label: str) -> pd.DataFrame:
 def accounting_table(comparison: Comparison) -> pd.DataFrame:
     """What became of every trial.
 
-    Columns: ``strategy``, ``asked`` (``n_trials``), one count per state of ``ACCOUNT_STATES``, ``finished`` (complete
-    + pruned + diverged + failed), ``state`` of the study and ``study_reason``, ``unequal`` (cut short by a timeout, or
-    fewer finished trials than another study), ``reasons`` (state -> {reason: how often}), ``finals_failed`` (finals
-    that ended without a test score) and ``finals_reasons``. Where no trial run was logged, the counts are those that
-    the study itself logged.
+    Columns: ``strategy``, ``study``, ``asked`` (``n_trials``), one count per state of ``ACCOUNT_STATES``, ``finished``
+    (complete + pruned + diverged + failed), ``state`` of the study and ``study_reason``, ``unequal`` (cut short by a
+    timeout, or fewer finished trials than another study), ``reasons`` (state -> {reason: how often}), ``finals_failed``
+    (finals that ended without a test score) and ``finals_reasons``. Where no trial run was logged, the counts are those
+    that the study itself logged.
     """
     rows = []
     for _, study in _studies(comparison):
@@ -298,7 +298,7 @@ def accounting_table(comparison: Comparison) -> pd.DataFrame:
         unscored = comparison.lost_finals(study["study"])
         failed = unscored[unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))]
         rows.append(
-            {"strategy": study["label"], "asked": _number(study[schema.N_TRIALS]), **counts}
+            {"strategy": study["label"], "study": study["study"], "asked": _number(study[schema.N_TRIALS]), **counts}
             | {"finished": sum(counts[state] for state in FINISHED)}
             | {"state": study["state"], "study_reason": study["reason"], "reasons": reasons}
             | {"finals_failed": len(failed), "finals_reasons": dict(Counter(failed["reason"].dropna()).most_common())}

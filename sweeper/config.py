@@ -19,10 +19,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from sweeper.errors import near_matches
+from sweeper.names import folder_problem, text_problem
 
 __all__ = ["Config", "check", "config_dir", "data_name", "effective_pooling", "natural_direction", "register"]
 
 METRICS = ("validation_accuracy", "validation_macro_f1", "validation_loss")
+RESUME = ("auto", "never", "require")
 SAMPLERS = ("tpe", "random", "gp")
 PRUNERS = ("none", "median", "hyperband", "successive_halving")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -89,6 +91,7 @@ class StudyConfig:
     """The Optuna study."""
 
     name: str | None = None  # null = model-dataset-strategy-<hash of what is measured>
+    resume: str = "auto"  # auto (continue it, or create it) | never (it must be new) | require (it must exist)
     n_trials: int = 5  # total of completed, pruned, diverged and failed trials
     timeout: float | None = None  # seconds; no trial starts later
     seed: int = 42  # of sampling, initialisation and data order
@@ -96,7 +99,8 @@ class StudyConfig:
     pruner: str = "median"  # none | median | hyperband | successive_halving
     metric: str = "validation_accuracy"  # validation_accuracy | validation_macro_f1 | validation_loss
     direction: str | None = None  # null = the metric's own
-    storage: str | None = None  # an Optuna storage URL; null = sqlite in output_dir
+    # an Optuna storage URL, sqlite:///... or postgresql://...; null = sqlite in output_dir
+    storage: str | None = None
     max_failure_rate: float = 0.5  # stop when more than this share of at least 3 trials failed; below 1
 
 
@@ -116,6 +120,7 @@ class TrainerConfig:
     class_weights: str = "none"  # none | balanced: each class weighs alike in the loss, however rare
     early_stopping_patience: int = 0  # epochs without improvement before a run stops; 0 = off
     early_stopping_metric: str = "validation_loss"  # what has to improve
+    checkpoint_seconds: float | None = 300.0  # of training between two checkpoints of a run; null = none
 
 
 @dataclass
@@ -195,7 +200,7 @@ class EngineConfig:
 class TrackingConfig:
     """MLflow."""
 
-    uri: str | None = None  # null = sqlite in output_dir
+    uri: str | None = None  # null = sqlite in output_dir; http(s)://host:port = a tracking server
     experiment: str = "thawline"  # created when missing
 
 
@@ -274,6 +279,7 @@ def check(config: Config) -> list[str]:
             problems.append(f"{group}{'.' if group else ''}{key}={value}: {near_matches(str(value), allowed)}")
     if config.study.direction == natural_direction(config.study.metric, opposite=True):
         problems.append(f"study.direction={config.study.direction}: the wrong way for {config.study.metric}")
+    problems += _check_names(config)
     problems += _check_comparison(config.report.comparison)
     sizes = config.dataset.train_sizes
     if sizes is not None and (not sizes or any(size < 2 for size in sizes) or sorted(set(sizes)) != list(sizes)):
@@ -311,6 +317,18 @@ def check(config: Config) -> list[str]:
             "report.max_train_seconds or report.max_memory_mb"
         )
     return problems + _check_prompting(config.reference.prompting, config.dataset.modality)
+
+
+def _check_names(config: Config) -> list[str]:
+    """Names that cannot be shown, logged or made a folder."""
+    shown = {
+        "model.name": config.model.name,
+        "dataset.name": config.dataset.name,
+        "tracking.experiment": config.tracking.experiment,
+    }
+    problems = {key: text_problem(name) for key, name in shown.items() if name is not None}
+    problems["study.name"] = folder_problem(config.study.name) if config.study.name is not None else ""
+    return [f"{key}={attrgetter(key)(config)!r}: {problem}" for key, problem in problems.items() if problem]
 
 
 def _check_comparison(given: Any) -> list[str]:
@@ -473,6 +491,7 @@ _POSITIVE = (
     ("study", "timeout"),
     ("trainer", "learning_rate"),
     ("trainer", "max_grad_norm"),
+    ("trainer", "checkpoint_seconds"),
     ("cache", "max_gb"),
     ("engine", "cpus_per_worker"),
     ("domain_pretrain", "learning_rate"),
@@ -498,6 +517,7 @@ _CHOICES = (
     ("dataset", "modality", MODALITIES),
     ("dataset", "augmentation", AUGMENTATIONS),
     ("trainer", "class_weights", CLASS_WEIGHTS),
+    ("study", "resume", RESUME),
     ("study", "sampler", SAMPLERS),
     ("study", "pruner", PRUNERS),
     ("study", "metric", METRICS),

@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["replaced", "written"]
+from sweeper.errors import StudyError, ThawlineError
+
+__all__ = ["check_writable", "inside", "replaced", "reserved", "written"]
 
 
 @contextmanager
@@ -17,10 +20,14 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     What a killed process left of an earlier attempt is removed first.
     """
-    fresh, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    fresh, old = (inside(folder.parent, f".{folder.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    yield fresh
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)  # on a full disk it would be in the way
+        raise
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
@@ -30,5 +37,47 @@ def replaced(folder: Path) -> Iterator[Path]:
 def written(path: Path, text: str) -> None:
     """Write a text file; another process sees all of it or nothing."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """See that a folder can be written to, or created.
+
+    Raises:
+        StudyError: it cannot: by its rights, or because its disk is read-only.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise StudyError(
+            f"output_dir={folder}: {nearest} cannot be written to", "Make it writable, or name another output_dir."
+        )
+
+
+def reserved(file: BinaryIO, size: int) -> None:
+    """Make a new file so many bytes long, with room for all of them on the disk.
+
+    Without it, what is mapped into memory fails when it is written to: by a signal that ends the process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder/name``, which lies directly in the folder, links followed.
+
+    Raises:
+        ThawlineError: the name or a link of that name leads elsewhere.
+    """
+    path = folder / name
+    if path.resolve() != folder.resolve() / name:
+        raise ThawlineError(f"{path} leads out of {folder}", "Remove the link, or choose another name or output_dir.")
+    return path

@@ -77,6 +77,9 @@ def test_a_rebuild_command_survives_markdown_the_shell_and_hydra(names):
 
 def test_harmless_names_are_rebuilt_by_make():
     assert formats.rebuild_command("c-1.b_2", "d") == "`make report COMPARISON=c-1.b_2,d`"
+    command = 'make report COMPARISON=d ARGS="output_dir=outputs/a"'
+    assert formats.rebuild_command("d", output_dir="outputs/a") == f"`{command}`"
+    assert "'output_dir='\"'\"'a b'" in formats.rebuild_command("d", output_dir="a b")
 
 
 def test_a_class_is_named_by_its_number_and_never_fails():
