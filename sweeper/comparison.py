@@ -17,7 +17,7 @@ from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
-from sweeper.engine import is_brief, make_engine
+from sweeper.engine import engine_problems, is_brief, make_engine
 from sweeper.errors import ConfigError, StudyError
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import Pretrained, timm_repository
@@ -153,7 +153,13 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     with (
         Owner(output_dir),
         open_storage(_storage_url(config)).owned(names) as storage,
-        make_engine("inline" if inline else config.engine.name, config.engine.workers) as engine,
+        make_engine(
+            "inline" if inline else config.engine.name,
+            config.engine.workers,
+            config.engine.address,
+            config.engine.cpus_per_worker,
+            config.engine.gpus_per_worker,
+        ) as engine,
         Progress(console, config.verbosity) as progress,
         Tracker(
             tracking_uri, config.tracking.experiment, output_dir, note=lambda text: progress.note(escape(text))
@@ -177,6 +183,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
                     tracker=tracker,
                     progress=progress,
                     models_dir=output_dir / "models",
+                    checkpoints_dir=output_dir / "checkpoints",
                 )
             except StudyError as error:
                 failures.append(error)
@@ -192,7 +199,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
 
 
 def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
-    problems: list[str] = check(configs[0])
+    problems: list[str] = check(configs[0]) + engine_problems(configs[0].engine.name)
     if len(configs) > 1 and configs[0].study.name:
         problems.append(f"study.name={configs[0].study.name} names one study, not {len(configs)}: leave it out")
     specs: list[StrategySpec] = []

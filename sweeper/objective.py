@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import f1_score
 from torch import nn
 
 from strategies import Stage, Strategy, count_parameters, enter_stage
@@ -33,10 +33,11 @@ from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
 from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device, measured_precision, resolve_precision
-from sweeper.training.recorder import EpochRecord
+from sweeper.training.recorder import EpochRecord, scores
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
 
@@ -251,6 +252,7 @@ class Task:
         on_epoch: Callable[[EpochRecord], None] = lambda record: None,
         on_step: Callable[[], None] = lambda: None,
         on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
+        checkpoints: Checkpoints | None = None,
     ) -> Run:
         """Train one configuration on the train split, its best epoch chosen on the validation split.
 
@@ -265,6 +267,7 @@ class Task:
             on_epoch: see :func:`~sweeper.training.fit.fit`.
             on_step: likewise.
             on_sizes: called with the model's sizes before training.
+            checkpoints: see :func:`~sweeper.training.fit.fit`; those of anything else are passed over.
 
         Raises:
             Diverged: a loss is not finite.
@@ -281,6 +284,8 @@ class Task:
 
         model, sizes = self.prepare(strategy, seed)
         on_sizes(sizes)
+        if checkpoints is not None:
+            checkpoints = checkpoints.of(digest(self._depends_on(strategy, learning_rate, seed), 24))
         while True:
             size = self.micro_batch_sizes.get(strategy.name, self.settings.batch_size)
             started = time.perf_counter()
@@ -297,6 +302,7 @@ class Task:
                     class_weights=self._class_weights(),
                     on_epoch=on_new_epoch,
                     on_step=on_step,
+                    checkpoints=checkpoints,
                 )
             except Exception as error:
                 alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
@@ -310,6 +316,13 @@ class Task:
             del model
             release_memory()
             model, _ = self.prepare(strategy, seed)
+
+    def _depends_on(self, strategy: Strategy, learning_rate: float, seed: int) -> list[Any]:
+        """What the weights of a run follow from, but for the examples that pseudo-labels add."""
+        data = [self.pretrained.fingerprint, self.train.key, self.validation.key, self.dataset.fingerprint]
+        versions = [version(package) for package in ("torch", "transformers", "accelerate", "peft")]
+        machine = [device().type, torch.cuda.device_count()]
+        return [data, asdict(self.settings), repr(strategy), learning_rate, seed, *machine, *versions]
 
     def record_states(
         self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None
@@ -393,7 +406,7 @@ class Task:
         predicted = probabilities.argmax(-1)
         return _Scores(
             accuracy=float((predicted == split.labels).mean()),
-            macro_f1=float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+            macro_f1=scores(logits.numpy(), split.labels)["macro_f1"],
             loss=float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(split.labels))),
             seconds=seconds,
             predictions=predictions_table(split, predicted, probabilities.max(-1)),

@@ -70,6 +70,7 @@ class Plan:
         final_seeds: number of finals.
         drift: whether finals are asked how far their features moved from the pretrained ones.
         max_failure_rate: share of failed trials above which the study stops.
+        checkpoint_seconds: of training between two checkpoints of a run, or None.
         budgets: metric -> the most that a configuration may take to win; empty unless they constrain the search.
         tags: for each of its MLflow runs.
         params: likewise.
@@ -96,6 +97,7 @@ class Plan:
     final_seeds: int
     drift: bool
     max_failure_rate: float
+    checkpoint_seconds: float | None
     budgets: Mapping[str, float]
     tags: Mapping[str, str]
     params: Mapping[str, Any]
@@ -127,6 +129,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["data"] = dataset.fingerprint
     measured["weights"] = task.pretrained.fingerprint
     measured["trainer"]["precision"] = task.settings.precision
+    del measured["trainer"]["checkpoint_seconds"]
     measured["model"] = {key: value for key, value in measured["model"].items() if key != "path"}
     measured["model"]["pooling"] = effective_pooling(config.model)
     descriptions = measured["dataset"].pop("label_descriptions")
@@ -194,6 +197,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         final_seeds=config.final.seeds,
         drift=config.final.drift,
         max_failure_rate=config.study.max_failure_rate,
+        checkpoint_seconds=config.trainer.checkpoint_seconds,
         budgets=budgets,
         tags=tags,
         params=params,

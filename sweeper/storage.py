@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -47,9 +47,13 @@ class Storage(RDBStorage):
         """This storage while its studies of these names are written by this process alone.
 
         Raises:
-            StudyError: another process is at them.
+            StudyError: another process is at them, or the server does not answer.
         """
-        with StudyOwner(sqlalchemy.make_url(self.url), studies) as self.owner:
+        with ExitStack() as stack:
+            try:
+                self.owner = stack.enter_context(StudyOwner(sqlalchemy.make_url(self.url), studies))
+            except SQLAlchemyError as error:
+                raise _unusable(self.url, error) from error
             yield self
 
     def _create_new_trial(self, *args: Any, **kwargs: Any) -> Any:

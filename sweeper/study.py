@@ -7,6 +7,7 @@ final. MLflow mirrors it for people and reports.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -52,6 +53,7 @@ def run_study(
     tracker: Tracker,
     progress: Progress,
     models_dir: Path,
+    checkpoints_dir: Path,
 ) -> None:
     """Run what is missing of a study: its trials, then its finals. Everything finished earlier is kept.
 
@@ -68,7 +70,8 @@ def run_study(
         load_if_exists=True,
     )
     claim(study, plan)
-    runner = _StudyRunner(Book(plan, study, tracker, progress), task, engine, models_dir)
+    book = Book(plan, study, tracker, progress, inside(checkpoints_dir, plan.study))
+    runner = _StudyRunner(book, task, engine, models_dir)
     with StopSignal() as stop:
         runner.run(stop)
         stop.check()
@@ -102,6 +105,8 @@ class _StudyRunner:
             self._finals(workload, stop)
             self._note_cache(saved_before)
             state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
+            if in_time:  # those of runs that were given up are left
+                shutil.rmtree(self.book.checkpoints_dir, ignore_errors=True)
         except (Interrupted, KeyboardInterrupt) as error:
             state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
             raise Interrupted(reason) from None
@@ -124,6 +129,7 @@ class _StudyRunner:
         if not pretraining.epochs:
             return
         lost = self.study.user_attrs.get(_LOST_SECONDS, 0.0)
+        checkpoints = self.book.checkpoints("domain_pretrain")
         started = time.perf_counter()
         try:
             self.task, done = domain_pretrain(
@@ -135,6 +141,7 @@ class _StudyRunner:
                     f"Domain pretraining: {texts:,} texts, {pretraining.epochs} epochs ..."
                 ),
                 on_step=stop.check,
+                checkpoints=checkpoints,
             )
         except (Interrupted, KeyboardInterrupt):
             lost += time.perf_counter() - started
@@ -142,10 +149,12 @@ class _StudyRunner:
             self.pretraining = {schema.DOMAIN_PRETRAIN_SECONDS: lost}
             raise
         self.pretraining = {
-            schema.DOMAIN_PRETRAIN_SECONDS: lost + done.seconds,
+            schema.DOMAIN_PRETRAIN_SECONDS: lost + done.seconds - min(lost, done.resumed_seconds),
             schema.DOMAIN_PRETRAIN_LOSS: done.losses[-1],
         }
         self.progress.note(f"Domain pretraining: {duration(done.seconds)}, loss {done.losses[-1]:.3f}")
+        if checkpoints is not None:
+            checkpoints.clear()
 
     def _note_pruning(self) -> None:
         pruned = [trial for trial in self._finished() if trial.user_attrs.get(STATE) == schema.STATE_PRUNED]

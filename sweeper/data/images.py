@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -154,11 +154,12 @@ class ImageEncoder:
             shells=[{}] * len(inputs) if labels is None else [{"labels": int(label)} for label in labels],
         )
 
-    def training(self, split: EncodedSplit, seed: int) -> Sequence[Mapping[str, Any]]:
+    def training(self, split: EncodedSplit, seed: int, seen: np.ndarray | None = None) -> Sequence[Mapping[str, Any]]:
         """The examples of one run; augmented ones change from epoch to epoch, the same way in every strategy."""
         if self.augmentation == "none":
             return split.examples
-        return _Augmented(split, self.preprocessing.size, self.augmentation, seed)
+        visits = np.zeros(len(split), dtype=np.int64) if seen is None else seen
+        return _Augmented(split, self.preprocessing.size, self.augmentation, seed, visits)
 
     def collate(self, examples: list[Any]) -> Mapping[str, Any]:
         """A normalised batch."""
@@ -224,13 +225,14 @@ class _Augmented(Sequence[dict[str, Any]]):
     size: tuple[int, int]
     augmentation: str
     seed: int
-    _visits: dict[int, int] = field(default_factory=dict)
+    visits: np.ndarray
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: Any) -> Any:
-        visit = self._visits[index] = self._visits.get(index, -1) + 1
+        visit = int(self.visits[index])
+        self.visits[index] += 1
         image = _decoded(self.split.inputs[index])
         # A seed of its own: from the global generator dropout draws too, in each strategy another number of times.
         with torch.random.fork_rng(devices=[]):

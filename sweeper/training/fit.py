@@ -18,13 +18,14 @@ from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, pref
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.training.batches import ShuffledBatches
 from sweeper.training.boundary_cache import Attached, BoundaryCache
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.dropout import PooledDropout
 from sweeper.training.head import train_head
 from sweeper.training.memory import peak_memory_mb, reset_peak_memory
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import autocast, device, frozen_weights_cast
 from sweeper.training.recorder import EpochRecord, EpochRecorder
-from sweeper.training.seeds import set_seed
+from sweeper.training.seeds import generator_states, set_generator_states, set_seed
 
 __all__ = [
     "EVAL_BATCH_SIZE",
@@ -70,12 +71,17 @@ class TrainingData:
 
 @dataclass
 class FitResult:
-    """What a run did; the model it trained carries the weights of ``best``."""
+    """What a run did; the model it trained carries the weights of ``best``.
+
+    ``train_seconds`` are those of the whole run; ``resumed_seconds`` of them an earlier process spent, up to the
+    checkpoint from which this one went on.
+    """
 
     best: EpochRecord
     history: list[EpochRecord]
     train_seconds: float
     peak_memory_mb: float
+    resumed_seconds: float = 0.0
 
 
 def fit(
@@ -91,6 +97,7 @@ def fit(
     class_weights: torch.Tensor | None = None,
     on_epoch: Callable[[EpochRecord], None],
     on_step: Callable[[], None],
+    checkpoints: Checkpoints | None = None,
 ) -> FitResult:
     """Train what ``strategy`` left trainable in a prepared model, stage by stage.
 
@@ -111,6 +118,9 @@ def fit(
         class_weights: of each class in the loss, shape (classes,); ``None`` = all 1.
         on_epoch: may raise to end the run (pruning).
         on_step: called between steps; may raise to end the run (interruption).
+        checkpoints: from whose newest the run goes on, to the weights and the epochs that it would have come to
+            without the interruption; earlier epochs are reported again. One is written when it is due: after a step of
+            the Trainer or before a stage, and at the end of a run that lasted long enough for any.
 
     Raises:
         Diverged: a loss is not finite.
@@ -122,9 +132,29 @@ def fit(
     recorder = EpochRecorder(model, settings, len(data.train), trained, on_epoch, on_step)
     stages = strategy.stages(layout)
     order = torch.Generator().manual_seed(seed)
-    reset_peak_memory()
     started = time.perf_counter()
-    for stage, epochs in zip(stages, stage_epochs(stages, settings.epochs), strict=True):
+    resumed_seconds = resumed_peak = 0.0
+    number = first = 0
+    if checkpoints is not None:
+        checkpoints = checkpoints.holding(
+            recorder=recorder.state,
+            seconds=lambda: resumed_seconds + time.perf_counter() - started,
+            peak_memory_mb=lambda: max(resumed_peak, peak_memory_mb()),
+            stage=lambda: number,
+        )
+    saved = None if checkpoints is None else checkpoints.load()
+    if saved is not None:
+        recorder.restore(saved.pop("recorder"))  # twice the weights
+        order.set_state(saved["order"])
+        set_generator_states(saved["generators"])
+        resumed_seconds, resumed_peak, first = saved["seconds"], saved["peak_memory_mb"], saved["stage"]
+    reset_peak_memory()
+    for number, (stage, epochs) in enumerate(zip(stages, stage_epochs(stages, settings.epochs), strict=True)):
+        if number < first:
+            continue
+        if checkpoints is not None and number > first and checkpoints.due():
+            checkpoints.save(order=order.get_state(), generators=generator_states(), training=None)
+        within = saved if saved is not None and saved["training"] is not None and number == first else None
         enter_stage(model, stage, trained)
         rate = learning_rate * stage.learning_rate_factor
         run = _Stage(
@@ -145,20 +175,26 @@ def fit(
         before = len(recorder.history)
         with _attached(data, model, on_step) as attached:
             features = attached.features(data.train, data.validation) if attached is not None else []
-            if attached is not None and features:
+            if attached is not None and features and within is None:
                 _train_on_features(attached.head, features, run, settings, recorder)
             else:
                 with _in_eval_mode(model, still):
-                    _train_with_trainer(model, seed, data, attached, run, settings, recorder, trained)
+                    _train_with_trainer(
+                        model, seed, data, attached, run, settings, recorder, trained, checkpoints, within
+                    )
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
+    number = len(stages)
+    if checkpoints is not None and number > first and checkpoints.due_at_end():
+        checkpoints.save(order=order.get_state(), generators=generator_states(), training=None)
     enter_stage(model, Stage(), trained)
     recorder.restore_best()
     return FitResult(
         best=recorder.best,
         history=recorder.history,
-        train_seconds=time.perf_counter() - started,
-        peak_memory_mb=peak_memory_mb(),
+        train_seconds=resumed_seconds + time.perf_counter() - started,
+        peak_memory_mb=max(resumed_peak, peak_memory_mb()),
+        resumed_seconds=resumed_seconds,
     )
 
 
@@ -218,11 +254,13 @@ def _train_with_trainer(
     settings: TrainerSettings,
     recorder: EpochRecorder,
     trained: Collection[str],
+    checkpoints: Checkpoints | None,
+    resumed: Mapping[str, Any] | None,
 ) -> None:
-    """Train whatever is trainable, on recorded states where there are any."""
+    """Train whatever is trainable, on recorded states where there are any, from where a checkpoint was written."""
     from sweeper.training.trainer import StageTrainer, training_arguments  # takes seconds
 
-    train = data.encoder.training(data.train, seed)
+    train = data.encoder.training(data.train, seed, None if resumed is None else _seen(run.sampler, resumed))
     validation: Sequence[Mapping[str, Any]] = data.validation.examples
     if attached is not None:
         validation = attached.examples(data.validation) or validation
@@ -231,6 +269,8 @@ def _train_with_trainer(
     trainer = StageTrainer(
         groups=run.groups,
         sampler=run.sampler,
+        checkpoints=checkpoints,
+        resumed=resumed,
         recorder=recorder,
         loss=None if run.class_weights is None else run.loss,
         weigh=run.weight,
@@ -255,7 +295,17 @@ def _train_with_trainer(
         data_collator=data.encoder.collate if attached is None else attached.collate,
     )
     with PooledDropout(), frozen_weights_cast(model, settings.precision, trained):
-        trainer.train()
+        trainer.start()
+
+
+def _seen(sampler: ShuffledBatches, resumed: Mapping[str, Any]) -> np.ndarray:
+    """How often a stage trained on each example before its checkpoint, shape (rows,)."""
+    epochs, steps = divmod(resumed["training"]["step"], resumed["training"]["steps_of_an_epoch"])
+    state = sampler.generator.get_state()
+    seen = np.full(len(sampler), epochs)
+    seen[list(sampler)[: steps * sampler.batch_size]] += 1
+    sampler.generator.set_state(state)
+    return seen
 
 
 def predict(

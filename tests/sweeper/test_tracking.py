@@ -161,7 +161,7 @@ def test_a_damaged_outbox_is_said(tmp_path: Path, uri: str) -> None:
 
 def test_an_address_that_never_answered_is_refused_before_the_first_trial(tmp_path: Path) -> None:
     with pytest.raises(
-        StudyError, match=r"http://\*\*\*@127.0.0.1:\d+ cannot be opened: .*refused\nStart it, or check"
+        StudyError, match=r"http://user:\*\*\*@127.0.0.1:\d+ cannot be opened: .*refused\nStart it, or check"
     ):
         Tracker(f"http://user:secret@127.0.0.1:{free_port()}", "thawline", tmp_path)
 
@@ -282,7 +282,8 @@ def test_a_server_that_dies_slows_nothing_and_is_told_everything_later(
     assert len(trials) == 6  # five, and the one that was killed
     for trial in trials:
         scores = told[f"full trial {trial.number:03d}"]["validation_accuracy"]
-        assert dict(scores) == trial.intermediate_values and len(scores) == len(trial.intermediate_values)
+        # A process may be killed between telling MLflow and telling Optuna.
+        assert trial.intermediate_values.items() <= dict(scores).items() and len(scores) == len(dict(scores))
 
 
 @pytest.mark.slow
@@ -318,7 +319,6 @@ def test_what_telling_mlflow_costs_a_trial(tmp_path: Path, uri: str) -> None:
             tracker.flush()
             tracker.finish(run_id, schema.STATE_COMPLETE, metrics=metrics)
         waited = (time.monotonic() - started) / trials
-        tracker.close()
-        computed = (time.process_time() - used) / trials
+    computed = (time.process_time() - used) / trials
     print(f"\na trial of 3 epochs waits {waited * 1e3:.1f} ms; with the sending, {computed * 1e3:.1f} ms of a core")
     assert waited < 0.1 and computed < 0.1
