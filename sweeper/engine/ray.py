@@ -325,8 +325,10 @@ def _versions() -> dict[str, str]:
 
 
 def _brief(error: BaseException | None) -> str:
-    """An error of Ray in a line: they explain themselves at length."""
-    return textwrap.shorten(str(error), 240) or type(error).__name__
+    """An error of Ray in a line: they explain themselves at length, after a list of the actor's properties."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    unexpected = "died unexpectedly before finishing this task"
+    return textwrap.shorten(" ".join(lines[1:] if unexpected in lines[0] and lines[1:] else lines), 240)
 
 
 # --- in the worker -----------------------------------------------------------------------------------------------
