@@ -183,7 +183,7 @@ class _Remote:
             raise StudyError(f"engine=ray: the worker on {said['host']} runs other versions: {other}", _SAME)
         self.pid = said["pid"]
         self._where = f"worker {said['pid']} on {said['host']}"
-        self.actor.begin.remote(said["node"] != here)
+        self.actor.begin.remote(said["node"] != here, os.getcwd())
         self._ask()
         self.arrived = True
 
@@ -357,8 +357,10 @@ class _Actor:
         node = ray.get_runtime_context().get_node_id()
         return {"node": node, "host": platform.node(), "pid": os.getpid(), "versions": _versions()}
 
-    def begin(self, apart: bool) -> None:
-        """Serve the owner from now on; ``apart`` = on another machine."""
+    def begin(self, apart: bool, folder: str) -> None:
+        """Serve the owner, whose working folder this is, from now on; ``apart`` = on another machine."""
+        with contextlib.suppress(OSError):  # what paths are relative to; another machine may not have it
+            os.chdir(folder)
         threading.Thread(target=self._live, args=(apart,), daemon=True).start()
 
     def _live(self, apart: bool) -> None:
