@@ -310,7 +310,9 @@ class Task:
                     raise
                 logger.warning("out of memory with %d examples at once: the run starts anew, with %d", size, size // 2)
             else:
-                return Run(strategy, model, replace(result, train_seconds=lost + result.train_seconds), sizes, size)
+                if not result.resumed_seconds:  # a checkpoint's are counted in the result
+                    result.train_seconds += lost
+                return Run(strategy, model, result, sizes, size)
             lost += time.perf_counter() - started
             self.micro_batch_sizes[strategy.name] = size // 2
             del model
