@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports import formats
 from sweeper.errors import ThawlineError
+from sweeper.files import inside
 
 if TYPE_CHECKING:
     from reports.plots import Drawing
@@ -31,13 +32,11 @@ def report_folder(reports_dir: Path, name: str) -> Path:
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:120]
     if safe != name:  # two unsafe names must not share a folder
         safe = f"{safe or 'comparison'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    folder = reports_dir / safe
+    folder = inside(reports_dir, safe)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ThawlineError(f"cannot create {folder}: {error.strerror}", "Name another output_dir.") from error
-    if folder.resolve().parent != reports_dir.resolve():
-        raise ThawlineError(f"{folder} leads out of {reports_dir}", "Remove the link, or name another output_dir.")
     return folder
 
 

@@ -91,6 +91,7 @@ _METRICS = (
     schema.TRAIN_SECONDS,
     schema.RECORDED_SECONDS,
     schema.PEAK_MEMORY_MB,
+    schema.MICRO_BATCH_SIZE,
     schema.TEST_ACCURACY,
     schema.TEST_MACRO_F1,
     schema.TEST_LOSS,

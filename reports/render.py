@@ -446,6 +446,7 @@ def _accounting_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
             why = f": {_reasons(row['finals_reasons'])}" if row["finals_reasons"] else ""
             ended = "1 final ended" if row["finals_failed"] == 1 else f"{row['finals_failed']} finals ended"
             notes.append(f"{label}: {ended} without a test score{why}")
+        notes += [f"{label}: {sentence}" for sentence in _smaller_batches(loaded, row["study"])]
     for label, number in earlier_finals(loaded).items():
         looks = "1 earlier final was" if number == 1 else f"{number} earlier finals were"
         notes.append(
@@ -453,6 +454,20 @@ def _accounting_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
             "not used above, but the test split has been looked at that much more often"
         )
     return notes
+
+
+def _smaller_batches(loaded: Comparison, study: str) -> list[str]:
+    """That runs took fewer examples at once than a batch has, because memory ran out."""
+    trained = pd.concat([loaded.trials(study), loaded.finals(study)])
+    at_once, asked = trained[schema.MICRO_BATCH_SIZE], pd.to_numeric(trained[schema.PARAM_BATCH_SIZE], errors="coerce")
+    fewer = at_once[at_once < asked]
+    if fewer.empty:
+        return []
+    runs = "memory ran out in 1 run, which" if len(fewer) == 1 else f"memory ran out in {len(fewer)} runs, which"
+    return [
+        f"{runs} took {fewer.min():.0f} examples of a batch of {asked.max():.0f} at once; a step is still one of the "
+        "whole batch, but batch norms that train see the smaller ones"
+    ]
 
 
 def _reasons(given: dict[str, int]) -> str:

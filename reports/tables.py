@@ -290,11 +290,11 @@ def per_class_table(comparison: Comparison, label: str) -> pd.DataFrame:
 def accounting_table(comparison: Comparison) -> pd.DataFrame:
     """What became of every trial.
 
-    Columns: ``strategy``, ``asked`` (``n_trials``), one count per state of ``ACCOUNT_STATES``, ``finished`` (complete
-    + pruned + diverged + failed), ``state`` of the study and ``study_reason``, ``unequal`` (cut short by a timeout, or
-    fewer finished trials than another study), ``reasons`` (state -> {reason: how often}), ``finals_failed`` (finals
-    that ended without a test score) and ``finals_reasons``. Where no trial run was logged, the counts are those that
-    the study itself logged.
+    Columns: ``strategy``, ``study``, ``asked`` (``n_trials``), one count per state of ``ACCOUNT_STATES``, ``finished``
+    (complete + pruned + diverged + failed), ``state`` of the study and ``study_reason``, ``unequal`` (cut short by a
+    timeout, or fewer finished trials than another study), ``reasons`` (state -> {reason: how often}), ``finals_failed``
+    (finals that ended without a test score) and ``finals_reasons``. Where no trial run was logged, the counts are those
+    that the study itself logged.
     """
     rows = []
     for _, study in _studies(comparison):
@@ -309,9 +309,11 @@ def accounting_table(comparison: Comparison) -> pd.DataFrame:
             if len(given):
                 reasons[state] = dict(Counter(" ".join(str(reason).split()) for reason in given).most_common())
         unscored = comparison.lost_finals(study["study"])
-        failed = unscored[unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))]
+        scored = comparison.finals(study["study"])[schema.PARAM_SEED].dropna()  # failed ones are trained again
+        ended = unscored["state"].isin((schema.STATE_FAILED, schema.STATE_DIVERGED))
+        failed = unscored[ended & ~unscored[schema.PARAM_SEED].isin(scored)]
         rows.append(
-            {"strategy": study["label"], "asked": _number(study[schema.N_TRIALS]), **counts}
+            {"strategy": study["label"], "study": study["study"], "asked": _number(study[schema.N_TRIALS]), **counts}
             | {"finished": sum(counts[state] for state in FINISHED)}
             | {"state": study["state"], "study_reason": study["reason"], "reasons": reasons}
             | {"finals_failed": len(failed), "finals_reasons": dict(Counter(failed["reason"].dropna()).most_common())}

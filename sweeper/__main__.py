@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from sweeper.config import Config, config_dir, register
 from sweeper.errors import ConfigError, ThawlineError, near_matches
+from sweeper.faults import said_of_storage
+from sweeper.files import check_writable, written
 from sweeper.overrides import (
     check_overrides,
     compared,
@@ -24,6 +27,7 @@ from sweeper.overrides import (
     group_options,
     variant,
 )
+from sweeper.secrets import redacted
 
 __all__ = ["console", "main"]
 
@@ -57,20 +61,26 @@ def main() -> None:
         variants = for_strategies(_without_strategy(overrides), own, config_dir(), extra_dir) if own else [overrides]
         if all(flag in _CONFIG_DIR for flag in flags[::2]):  # --help, -m and the like are Hydra's business
             _check(variants, extra_dir)
+            folders = [item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("output_dir=")]
+            check_writable(Path(folders[-1] if folders else "outputs"))  # Hydra writes there before it calls anything
     except ThawlineError as error:
         _fail(error)
     sys.argv = [sys.argv[0], *flags, *variants[0]]
     named = all(isinstance(entry, str) for entry in entries)  # else the experiment says it better
     asked = [f"strategy={ALL if everything else ','.join(entries)}"] if entries and named else []
     given = [*_without_strategy(overrides), *asked] if entries else overrides
-    full_command = shlex.join(["python", "-m", "sweeper", command, *flags, *given])
+    full_command = _shown(command, *flags, *given)
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def task(config: Config) -> None:
         try:
+            _mask_hydra_files()
             _dispatch(command, config, variants if entries else [], full_command, everything)
         except ThawlineError as error:
             _fail(error)
+        except Exception:  # a mistake of the program, or a library's error, which may quote a URL
+            print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+            sys.exit(1)
 
     try:
         task()
@@ -95,9 +105,24 @@ def _dispatch(command: str, config: Config, variants: list[list[str]], full_comm
         commands.report(config)
         return
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
-        full_command = shlex.join(["python", "-m", "sweeper", "sweep", *HydraConfig.get().overrides.task])
+        full_command = _shown("sweep", *HydraConfig.get().overrides.task)
     configs = [cast(Config, compose("config", overrides=variant)) for variant in variants] or [config]
-    commands.run(configs, full_command, skip_inapplicable=everything)
+    with said_of_storage(Path(config.output_dir)):
+        commands.run(configs, full_command, skip_inapplicable=everything)
+
+
+def _shown(*arguments: str) -> str:
+    """The command line as it is recorded: to be run again once each ``***`` is the secret that stood there."""
+    return shlex.join(["python", "-m", "sweeper", *map(redacted, arguments)])
+
+
+def _mask_hydra_files() -> None:
+    """Take the secrets out of what Hydra has just written of this run: the configuration and the overrides."""
+    runtime = HydraConfig.get()
+    folder = Path(runtime.runtime.output_dir)
+    for path in (*folder.glob(f"{runtime.output_subdir}/*.yaml"), folder.parent / "multirun.yaml"):
+        if path.is_file() and (masked := redacted(text := path.read_text(encoding="utf-8"))) != text:
+            written(path, masked)
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
 from sweeper.errors import StudyError
+from sweeper.secrets import redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +67,11 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         elif config.final.seeds == 0:
             console.print("No finals, no test scores, no report: a higher final.seeds adds them.", highlight=False)
         elif len(outcome.failures) < outcome.studies:
+            try:
+                _send_waiting(config, console)
+            except StudyError as error:
+                failures.append(error)
+                continue
             reported.append(_build_report(config, outcome.comparison))
             _print_report(reported[-1], config, console)
     if sizes and reported:
@@ -84,8 +90,9 @@ def report(config: Config) -> None:
     """Rebuild a report from MLflow alone: of a comparison, of a curve over train sizes, or of several in one summary.
 
     Raises:
-        ThawlineError: the store cannot be read, or there is no such comparison.
+        ThawlineError: the store cannot be read, or lacks what waits for it, or there is no such comparison.
     """
+    _send_waiting(config, Console())
     names = _names(config.report.comparison)
     if len(names) > 1 or names == [reports.ALL]:
         _print_summary(_build_summary(config, names), config, Console())
@@ -95,6 +102,18 @@ def report(config: Config) -> None:
         _print_size_report(_build_size_report(config, name), config, Console())
         return
     _print_report(_build_report(config, name), config, Console())
+
+
+def _send_waiting(config: Config, console: Console) -> None:
+    """Send to MLflow what an earlier command could not; a report without it would be of something else."""
+    from sweeper.tracking import send_waiting
+
+    send_waiting(
+        _tracking_uri(config),
+        config.tracking.experiment,
+        Path(config.output_dir),
+        note=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+    )
 
 
 def _names(comparison: Any) -> list[str]:
@@ -231,10 +250,12 @@ def _interval(row: Mapping[str, Any], split: str = "test") -> str:
 
 
 def _ui_command(config: Config) -> str:
-    uri = _tracking_uri(config)
+    uri = redacted(_tracking_uri(config))
     if uri == "sqlite:///outputs/mlflow.db":
         return "make ui"
-    return uri if uri.startswith("http") else f"python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
+    if uri.startswith("http"):
+        return uri
+    return f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
 def _tracking_uri(config: Config) -> str:

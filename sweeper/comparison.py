@@ -11,14 +11,13 @@ import optuna
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from sqlalchemy.exc import SQLAlchemyError
 
 from strategies import Frozen, NotApplicable
 from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
 from sweeper.data import DataRequest, Dataset, load_dataset
-from sweeper.engine import is_brief, make_engine
+from sweeper.engine import engine_problems, is_brief, make_engine
 from sweeper.errors import ConfigError, StudyError
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import Pretrained, timm_repository
@@ -30,7 +29,9 @@ from sweeper.progress import Progress
 from sweeper.prompting import Prompting
 from sweeper.quiet import quieten_libraries
 from sweeper.references import log_floors, log_prompted, log_zero_shot
+from sweeper.resume import check_resumable
 from sweeper.search_space import StrategySpec, parse_strategy
+from sweeper.storage import open_storage, storage_url
 from sweeper.study import finished_trials, run_study
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import is_masked
@@ -85,8 +86,8 @@ def prepare_comparisons(
         skip_inapplicable: leave out, with a note, strategies that do not fit the model or the number of epochs.
 
     Raises:
-        ConfigError: every mistake of every configuration.
-        AssetError, DataError: see there.
+        ConfigError: every mistake of every configuration, or studies that cannot be continued.
+        AssetError, DataError, StudyError: see there.
     """
     quieten_libraries()
     prepared: list[Prepared] = []
@@ -103,6 +104,9 @@ def prepare_comparisons(
             # Equal at every size, and held once.
             new = replace(new, task=replace(new.task, pretrained=first.task.pretrained, cache=first.task.cache))
         prepared.append(new)
+    config = groups[0][0]
+    studies = [plan for comparison in prepared for plan in comparison.plans if plan.spec.cls.trains]
+    check_resumable(studies, _storage_url(config), config.study.resume)
     return prepared
 
 
@@ -145,13 +149,22 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
     output_dir.mkdir(parents=True, exist_ok=True)
     failures: list[StudyError] = []
     inline = all(is_brief(plan.spec, task) for plan in studies)
+    names = [plan.study for plan in studies]
     with (
         Owner(output_dir),
-        make_engine("inline" if inline else config.engine.name, config.engine.workers) as engine,
+        open_storage(_storage_url(config)).owned(names) as storage,
+        make_engine(
+            "inline" if inline else config.engine.name,
+            config.engine.workers,
+            config.engine.address,
+            config.engine.cpus_per_worker,
+            config.engine.gpus_per_worker,
+        ) as engine,
         Progress(console, config.verbosity) as progress,
+        Tracker(
+            tracking_uri, config.tracking.experiment, output_dir, note=lambda text: progress.note(escape(text))
+        ) as tracker,
     ):
-        tracker = Tracker(tracking_uri, config.tracking.experiment, output_dir / "artifacts")
-        storage = _open_storage(config.study.storage or f"sqlite:///{output_dir / 'optuna.db'}")
         log_floors(plans[0], task.dataset, tracker, progress)
         if prepared.prompting is not None:
             log_prompted(plans[0], prepared.prompting, config, task.dataset, tracker, progress)
@@ -170,6 +183,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
                     tracker=tracker,
                     progress=progress,
                     models_dir=output_dir / "models",
+                    checkpoints_dir=output_dir / "checkpoints",
                 )
             except StudyError as error:
                 failures.append(error)
@@ -185,7 +199,7 @@ def run_comparison(prepared: Prepared, tracking_uri: str, console: Console) -> O
 
 
 def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
-    problems: list[str] = check(configs[0])
+    problems: list[str] = check(configs[0]) + engine_problems(configs[0].engine.name)
     if len(configs) > 1 and configs[0].study.name:
         problems.append(f"study.name={configs[0].study.name} names one study, not {len(configs)}: leave it out")
     specs: list[StrategySpec] = []
@@ -378,15 +392,8 @@ def _check_descriptions(config: Config, dataset: Dataset) -> list[str]:
 # --- around the studies ------------------------------------------------------------------------------------------
 
 
-def _open_storage(url: str) -> optuna.storages.RDBStorage:
-    try:
-        return optuna.storages.RDBStorage(url)
-    except (SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(
-            f"the Optuna storage study.storage={url} cannot be opened: {reason}",
-            "Leave it out to use a database in output_dir, or give an SQLAlchemy URL such as sqlite:///file.db.",
-        ) from error
+def _storage_url(config: Config) -> str:
+    return storage_url(config.study.storage, Path(config.output_dir))
 
 
 def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:

@@ -19,10 +19,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from sweeper.errors import near_matches
+from sweeper.names import folder_problem, text_problem
 
 __all__ = ["Config", "check", "config_dir", "data_name", "effective_pooling", "natural_direction", "register"]
 
 METRICS = ("validation_accuracy", "validation_macro_f1", "validation_loss")
+RESUME = ("auto", "never", "require")
 SAMPLERS = ("tpe", "random", "gp")
 PRUNERS = ("none", "median", "hyperband", "successive_halving")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -32,7 +34,7 @@ DATA_SOURCES = ("embedded", "csv", "image_folder", "image_csv", "hub")
 MODALITIES = ("text", "image")
 AUGMENTATIONS = ("none", "light", "strong")
 PAIRS = {"text": "model=minilm dataset=review_lines", "image": "model=efficientnet_lite0 dataset=textile"}
-ENGINES = ("inline", "processes")
+ENGINES = ("inline", "processes", "ray")
 CLASS_WEIGHTS = ("none", "balanced")
 HEADS = ("linear", "mlp", "native")
 POOLINGS = ("mean", "first", "max", "native")
@@ -89,6 +91,7 @@ class StudyConfig:
     """The Optuna study."""
 
     name: str | None = None  # null = model-dataset-strategy-<hash of what is measured>
+    resume: str = "auto"  # auto (continue it, or create it) | never (it must be new) | require (it must exist)
     n_trials: int = 5  # total of completed, pruned, diverged and failed trials
     timeout: float | None = None  # seconds; no trial starts later
     seed: int = 42  # of sampling, initialisation and data order
@@ -96,7 +99,8 @@ class StudyConfig:
     pruner: str = "median"  # none | median | hyperband | successive_halving
     metric: str = "validation_accuracy"  # validation_accuracy | validation_macro_f1 | validation_loss
     direction: str | None = None  # null = the metric's own
-    storage: str | None = None  # an Optuna storage URL; null = sqlite in output_dir
+    # an Optuna storage URL, sqlite:///... or postgresql://...; null = sqlite in output_dir
+    storage: str | None = None
     max_failure_rate: float = 0.5  # stop when more than this share of at least 3 trials failed; below 1
 
 
@@ -116,6 +120,7 @@ class TrainerConfig:
     class_weights: str = "none"  # none | balanced: each class weighs alike in the loss, however rare
     early_stopping_patience: int = 0  # epochs without improvement before a run stops; 0 = off
     early_stopping_metric: str = "validation_loss"  # what has to improve
+    checkpoint_seconds: float | None = 300.0  # of training between two checkpoints of a run; null = none
 
 
 @dataclass
@@ -183,15 +188,19 @@ class ReferenceConfig:
 class EngineConfig:
     """Where runs are trained."""
 
-    name: str = "inline"  # inline = one after another, in this process | processes = side by side, on this machine
-    workers: int | None = None  # of processes: runs at a time; null = one for each GPU, or each core up to 4
+    # inline = one after another, in this process | processes = side by side, on this machine | ray = on a cluster
+    name: str = "inline"
+    workers: int | None = None  # runs at a time; null = one for each GPU, or each core up to 4 (ray: of each machine)
+    address: str | None = None  # of ray: host:port, or auto = the cluster this machine is in; null = this machine alone
+    cpus_per_worker: float | None = None  # of ray: reserved, and threads; null = what is there, shared equally
+    gpus_per_worker: float | None = None  # of ray: up to 1, as a run trains on one; null = 1 where there are any
 
 
 @dataclass
 class TrackingConfig:
     """MLflow."""
 
-    uri: str | None = None  # null = sqlite in output_dir
+    uri: str | None = None  # null = sqlite in output_dir; http(s)://host:port = a tracking server
     experiment: str = "thawline"  # created when missing
 
 
@@ -270,6 +279,7 @@ def check(config: Config) -> list[str]:
             problems.append(f"{group}{'.' if group else ''}{key}={value}: {near_matches(str(value), allowed)}")
     if config.study.direction == natural_direction(config.study.metric, opposite=True):
         problems.append(f"study.direction={config.study.direction}: the wrong way for {config.study.metric}")
+    problems += _check_names(config)
     problems += _check_comparison(config.report.comparison)
     sizes = config.dataset.train_sizes
     if sizes is not None and (not sizes or any(size < 2 for size in sizes) or sorted(set(sizes)) != list(sizes)):
@@ -286,6 +296,7 @@ def check(config: Config) -> list[str]:
     if not own and not config.dataset.name:
         problems.append(f"dataset.name is not given: dataset.source={config.dataset.source} needs one")
     problems += _unread("model", config.model, _MODEL_KEYS)
+    problems += _check_engine(config.engine)
     problems += _check_data_keys(config.dataset)
     if config.model.modality != config.dataset.modality:
         problems.append(
@@ -306,6 +317,18 @@ def check(config: Config) -> list[str]:
             "report.max_train_seconds or report.max_memory_mb"
         )
     return problems + _check_prompting(config.reference.prompting, config.dataset.modality)
+
+
+def _check_names(config: Config) -> list[str]:
+    """Names that cannot be shown, logged or made a folder."""
+    shown = {
+        "model.name": config.model.name,
+        "dataset.name": config.dataset.name,
+        "tracking.experiment": config.tracking.experiment,
+    }
+    problems = {key: text_problem(name) for key, name in shown.items() if name is not None}
+    problems["study.name"] = folder_problem(config.study.name) if config.study.name is not None else ""
+    return [f"{key}={attrgetter(key)(config)!r}: {problem}" for key, problem in problems.items() if problem]
 
 
 def _check_comparison(given: Any) -> list[str]:
@@ -343,15 +366,34 @@ def _check_prompting(prompting: PromptingConfig, modality: str) -> list[str]:
     return problems
 
 
-def _unread(group: str, given: ModelConfig | DatasetConfig, keys: Mapping[str, Sequence[str]]) -> list[str]:
-    """Keys that are given and that this source does not read; ``keys`` are those that each source reads."""
+def _unread(group: str, given: Any, keys: Mapping[str, Sequence[str]], by: str = "source") -> list[str]:
+    """Keys that are given and that this source does not read; ``keys`` are those that each source reads.
+
+    ``by`` is the key that names the source.
+    """
     problems = []
+    source = getattr(given, by)
     for key in sorted(set().union(*keys.values())):
-        value, readers = getattr(given, key), [source for source, own in keys.items() if key in own]
-        if value is not None and given.source not in readers:
+        value, readers = getattr(given, key), [reader for reader, own in keys.items() if key in own]
+        if value is not None and source not in readers:
             problems.append(
-                f"{group}.{key}={value}: {group}.source={given.source} does not read it; it is for {', '.join(readers)}"
+                f"{group}.{key}={value}: {group}.{by}={source} does not read it; it is for {', '.join(readers)}"
             )
+    return problems
+
+
+def _check_engine(engine: EngineConfig) -> list[str]:
+    problems = _unread("engine", engine, _ENGINE_KEYS, by="name") if engine.name in ENGINES else []
+    cpus, gpus, address = engine.cpus_per_worker, engine.gpus_per_worker, engine.address
+    if cpus is not None and cpus > 1 and cpus != int(cpus):
+        problems.append(f"engine.cpus_per_worker={cpus}: above 1, Ray reserves whole ones")
+    if gpus is not None and not 0 <= gpus <= 1:
+        problems.append(f"engine.gpus_per_worker={gpus}: must be at least 0 and at most 1, as a run trains on one GPU")
+    if address is not None and address != "auto" and not re.fullmatch(r"[^\s/]+:\d+", address):
+        problems.append(
+            f"engine.address={address}: must be host:port of a cluster that this machine belongs to, auto for the one "
+            "it belongs to, or null for this machine alone"
+        )
     return problems
 
 
@@ -411,6 +453,11 @@ _DATA_KEYS: dict[str, tuple[str, ...]] = {
 }
 #: Likewise of a model.
 _MODEL_KEYS: dict[str, tuple[str, ...]] = {"local": ("path",), "hub": ("revision",), "timm": ("revision",)}
+#: Keys that each engine reads.
+_ENGINE_KEYS: dict[str, tuple[str, ...]] = {
+    "processes": ("workers",),
+    "ray": ("workers", "address", "cpus_per_worker", "gpus_per_worker"),
+}
 #: Keys of data that only one modality has, and their values that mean nothing.
 _OF_MODALITY: dict[str, dict[str, Any]] = {
     "image": {"image_column": None, "image_size": None, "augmentation": "none"},
@@ -444,7 +491,9 @@ _POSITIVE = (
     ("study", "timeout"),
     ("trainer", "learning_rate"),
     ("trainer", "max_grad_norm"),
+    ("trainer", "checkpoint_seconds"),
     ("cache", "max_gb"),
+    ("engine", "cpus_per_worker"),
     ("domain_pretrain", "learning_rate"),
     ("report", "max_trainable_params"),
     ("report", "max_train_seconds"),
@@ -468,6 +517,7 @@ _CHOICES = (
     ("dataset", "modality", MODALITIES),
     ("dataset", "augmentation", AUGMENTATIONS),
     ("trainer", "class_weights", CLASS_WEIGHTS),
+    ("study", "resume", RESUME),
     ("study", "sampler", SAMPLERS),
     ("study", "pruner", PRUNERS),
     ("study", "metric", METRICS),

@@ -14,6 +14,7 @@ from sweeper.comparison import Prepared
 from sweeper.estimate import estimate, estimate_pretraining
 from sweeper.progress import duration
 from sweeper.prompting import prompted_name
+from sweeper.secrets import redacted
 
 __all__ = ["print_dry_run"]
 
@@ -21,7 +22,7 @@ __all__ = ["print_dry_run"]
 def print_dry_run(comparisons: Sequence[Prepared], console: Console) -> None:
     """Say what would run, and how long: the configuration, the search spaces, a table of each comparison."""
     first = comparisons[0]
-    _line(console, OmegaConf.to_yaml(first.configs[0], resolve=True))
+    _line(console, redacted(OmegaConf.to_yaml(first.configs[0], resolve=True)))
     for plan in first.plans:
         if plan.spec.cls.trains:
             _line(console, f"search space of {plan.strategy}:")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from sweeper.secrets import redacted
+
 __all__ = [
     "AssetError",
     "ConfigError",
@@ -19,15 +21,17 @@ __all__ = [
 class ThawlineError(Exception):
     """Root of the project's errors: what was given and what is allowed, then what to do next.
 
+    Secrets in either are masked (:func:`sweeper.secrets.redacted`).
+
     Args:
         message: what was given and what is allowed.
         hint: the next step for the reader; printed on a line of its own.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redacted(message)
+        self.hint = redacted(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["replaced", "written"]
+from sweeper.errors import StudyError, ThawlineError
+
+__all__ = ["check_writable", "inside", "replaced", "reserved", "written"]
+
+LEAST_ROOM = 1 << 16  # bytes that a command writes before it starts anything
 
 
 @contextmanager
@@ -17,10 +23,14 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     What a killed process left of an earlier attempt is removed first.
     """
-    fresh, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    fresh, old = (inside(folder.parent, f".{folder.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    yield fresh
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)  # on a full disk it would be in the way
+        raise
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
@@ -30,5 +40,51 @@ def replaced(folder: Path) -> Iterator[Path]:
 def written(path: Path, text: str) -> None:
     """Write a text file; another process sees all of it or nothing."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """See that a folder can be written to, or created, and that there is room to begin.
+
+    Raises:
+        StudyError: it cannot: by its rights, or because its disk is full or read-only.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as probe:
+            reserved(probe, LEAST_ROOM)
+    except OSError as error:
+        raise StudyError(
+            f"output_dir={folder} cannot be written to: {error.strerror}",
+            "Make room, or make it writable, and run the same command; or name another output_dir.",
+        ) from error
+
+
+def reserved(file: BinaryIO, size: int) -> None:
+    """Make a new file so many bytes long, with room for all of them on the disk.
+
+    Without it, what is mapped into memory fails when it is written to: by a signal that ends the process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder/name``, which lies directly in the folder, links followed.
+
+    Raises:
+        ThawlineError: the name or a link of that name leads elsewhere.
+    """
+    path = folder / name
+    if path.resolve() != folder.resolve() / name:
+        raise ThawlineError(f"{path} leads out of {folder}", "Remove the link, or choose another name or output_dir.")
+    return path

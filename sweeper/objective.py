@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import f1_score
 from torch import nn
 
 from strategies import Stage, Strategy, count_parameters, enter_stage
@@ -25,19 +26,24 @@ from sweeper.data.images import ImageEncoder, unreadable
 from sweeper.data.splits import sample_rows
 from sweeper.data.tokenize import TextEncoder, token_summary
 from sweeper.drift import head_inputs, linear_cka, mean_cosine
+from sweeper.faults import is_out_of_memory
 from sweeper.hashing import digest
 from sweeper.models.additions import WithAdditions, max_positions
 from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
+from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device, measured_precision, resolve_precision
-from sweeper.training.recorder import EpochRecord
+from sweeper.training.recorder import EpochRecord, scores
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
 
 __all__ = ["DRIFT_ITEMS", "Run", "Task", "TestScores", "predictions_table"]
+
+logger = logging.getLogger(__name__)
 
 DRIFT_ITEMS = 1000  # validation inputs that features are compared on
 THROUGHPUT_ITEMS = 256  # test inputs that the speed of predictions is measured on
@@ -60,6 +66,7 @@ class Run:
     model: nn.Module
     fit: FitResult
     sizes: dict[str, float]
+    micro_batch_size: int
 
     def metrics(self) -> dict[str, float]:
         """The single metrics of the schema that trials and finals share."""
@@ -72,6 +79,7 @@ class Run:
             schema.EPOCHS_RUN: len(self.fit.history),
             schema.TRAIN_SECONDS: self.fit.train_seconds,
             schema.PEAK_MEMORY_MB: self.fit.peak_memory_mb,
+            schema.MICRO_BATCH_SIZE: self.micro_batch_size,
             **({schema.RECORDED_SECONDS: self.fit.recorded_seconds} if self.fit.recorded_seconds else {}),
             **self.sizes,
         }
@@ -97,6 +105,8 @@ class Task:
     backbone_trained: bool = False
     cache: BoundaryCache | None = None
     shifted: EncodedSplit | None = None
+    #: Of each strategy that ran out of memory, the examples that go through its model at once since.
+    micro_batch_sizes: dict[str, int] = field(default_factory=dict)
     #: Of each strategy, what it neither trains nor changes: its models share these parameters with the pretrained one.
     _shared: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
 
@@ -244,8 +254,13 @@ class Task:
         on_epoch: Callable[[EpochRecord], None] = lambda record: None,
         on_step: Callable[[], None] = lambda: None,
         on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
+        checkpoints: Checkpoints | None = None,
     ) -> Run:
         """Train one configuration on the train split, its best epoch chosen on the validation split.
+
+        Where memory runs out, the run starts anew with half the examples of a batch going through the model at once,
+        again and again. A step remains one of the whole batch, so that the result is the same, but for what draws or
+        measures per pass: dropout's masks, and batch norms that train. Epochs that were told of are not told of again.
 
         Args:
             spec: the strategy and its fixed values.
@@ -254,26 +269,64 @@ class Task:
             on_epoch: see :func:`~sweeper.training.fit.fit`.
             on_step: likewise.
             on_sizes: called with the model's sizes before training.
+            checkpoints: see :func:`~sweeper.training.fit.fit`; those of anything else are passed over.
 
         Raises:
             Diverged: a loss is not finite.
+            Exception: of memory, where a single example does not fit.
         """
         strategy, learning_rate = spec.build(configuration)
+        told, lost = 0, 0.0
+
+        def on_new_epoch(record: EpochRecord) -> None:
+            nonlocal told
+            if record.epoch > told:
+                told = record.epoch
+                on_epoch(record)
+
         model, sizes = self.prepare(strategy, seed)
         on_sizes(sizes)
-        result = fit(
-            model,
-            self.pretrained.layout,
-            strategy,
-            data=self.data,
-            settings=self.settings,
-            learning_rate=learning_rate,
-            seed=seed,
-            class_weights=self._class_weights(),
-            on_epoch=on_epoch,
-            on_step=on_step,
-        )
-        return Run(strategy, model, result, sizes)
+        if checkpoints is not None:
+            checkpoints = checkpoints.of(digest(self._depends_on(strategy, learning_rate, seed), 24))
+        while True:
+            size = self.micro_batch_sizes.get(strategy.name, self.settings.batch_size)
+            started = time.perf_counter()
+            try:
+                result = fit(
+                    model,
+                    self.pretrained.layout,
+                    strategy,
+                    data=self.data,
+                    settings=self.settings,
+                    learning_rate=learning_rate,
+                    seed=seed,
+                    micro_batch_size=size,
+                    class_weights=self._class_weights(),
+                    on_epoch=on_new_epoch,
+                    on_step=on_step,
+                    checkpoints=checkpoints,
+                )
+            except Exception as error:
+                alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+                if size == 1 or not alone or not is_out_of_memory(error):
+                    raise
+                logger.warning("out of memory with %d examples at once: the run starts anew, with %d", size, size // 2)
+            else:
+                if not result.resumed_seconds:  # a checkpoint's are counted in the result
+                    result.train_seconds += lost
+                return Run(strategy, model, result, sizes, size)
+            lost += time.perf_counter() - started
+            self.micro_batch_sizes[strategy.name] = size // 2
+            del model
+            release_memory()
+            model, _ = self.prepare(strategy, seed)
+
+    def _depends_on(self, strategy: Strategy, learning_rate: float, seed: int) -> list[Any]:
+        """What the weights of a run follow from, but for the examples that pseudo-labels add."""
+        data = [self.pretrained.fingerprint, self.train.key, self.validation.key, self.dataset.fingerprint]
+        versions = [version(package) for package in ("torch", "transformers", "accelerate", "peft")]
+        machine = [device().type, torch.cuda.device_count()]
+        return [data, asdict(self.settings), repr(strategy), learning_rate, seed, *machine, *versions]
 
     def record_states(
         self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None
@@ -367,7 +420,7 @@ class Task:
         predicted = probabilities.argmax(-1)
         return _Scores(
             accuracy=float((predicted == split.labels).mean()),
-            macro_f1=float(f1_score(split.labels, predicted, average="macro", zero_division=0)),
+            macro_f1=scores(logits.numpy(), split.labels)["macro_f1"],
             loss=float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(split.labels))),
             predictions=predictions_table(split, predicted, probabilities.max(-1)),
         )

@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 
 from sweeper import schema
 from sweeper.config import Config, effective_pooling
-from sweeper.data.dataset import Dataset, Input, content
+from sweeper.data.dataset import Dataset, Input, content, fingerprint
 from sweeper.hashing import digest
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
+from sweeper.secrets import redacted
 from sweeper.tracking import versions
 from sweeper.training.domain_pretrain import DomainPretraining
 from sweeper.training.pseudo_label import PseudoLabelling
@@ -54,6 +55,7 @@ class Plan:
     Attributes:
         study: name, unique for what is measured unless the user gave one.
         identity: hash of everything that changes what is measured.
+        settings: what that is, flat, where the user gave the study its name; else the name says as much.
         comparison: name of the studies it is compared with.
         strategy: label of the strategy (its name, unless it is given one), with the wrappers around it.
         spec: its fixed values and search space.
@@ -70,6 +72,7 @@ class Plan:
         final_seeds: number of finals.
         drift: whether finals are asked how far their features moved from the pretrained ones.
         max_failure_rate: share of failed trials above which the study stops.
+        checkpoint_seconds: of training between two checkpoints of a run, or None.
         budgets: metric -> the most that a configuration may take to win; empty unless they constrain the search.
         tags: for each of its MLflow runs.
         params: likewise.
@@ -79,6 +82,7 @@ class Plan:
 
     study: str
     identity: str
+    settings: Mapping[str, Any]
     comparison: str
     strategy: str
     spec: StrategySpec
@@ -95,6 +99,7 @@ class Plan:
     final_seeds: int
     drift: bool
     max_failure_rate: float
+    checkpoint_seconds: float | None
     budgets: Mapping[str, float]
     tags: Mapping[str, str]
     params: Mapping[str, Any]
@@ -126,6 +131,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     measured["data"] = dataset.fingerprint
     measured["weights"] = task.pretrained.fingerprint
     measured["trainer"]["precision"] = task.settings.precision
+    del measured["trainer"]["checkpoint_seconds"]
     measured["model"] = {key: value for key, value in measured["model"].items() if key != "path"}
     measured["model"]["pooling"] = effective_pooling(config.model)
     descriptions = measured["dataset"].pop("label_descriptions")
@@ -142,7 +148,8 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     prefix = f"{_slug(model)}-{_slug(dataset.name)}"
     comparison = f"{prefix}-{digest(shared, HASH_LENGTH)}"
     curve = f"{prefix}-sizes-{digest(_but_for_train(shared, dataset), HASH_LENGTH)}"
-    identity = digest({**measured, **wrappers, "strategy": strategy}, HASH_LENGTH)
+    identified = {**measured, **wrappers, "strategy": strategy}
+    identity = digest(identified, HASH_LENGTH)
     label = "+".join([spec.label or spec.cls.name, *wrappers])
     # A study that was given a name is checked when it is opened; a reference has no study.
     name = (config.study.name if spec.cls.trains else None) or f"{prefix}-{_slug(label)}-{identity}"
@@ -175,6 +182,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
     return Plan(
         study=name,
         identity=identity,
+        settings=_settings(identified, dataset) if config.study.name else {},
         comparison=comparison,
         strategy=label,
         spec=spec,
@@ -191,6 +199,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         final_seeds=config.final.seeds,
         drift=config.final.drift,
         max_failure_rate=config.study.max_failure_rate,
+        checkpoint_seconds=config.trainer.checkpoint_seconds,
         budgets=budgets,
         tags=tags,
         params=params,
@@ -200,12 +209,28 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
             schema.TAG_FINGERPRINT: dataset.fingerprint,
         },
         files={
-            schema.ARTIFACT_CONFIG: OmegaConf.to_yaml(config, resolve=True),
+            schema.ARTIFACT_CONFIG: redacted(OmegaConf.to_yaml(config, resolve=True)),
             schema.ARTIFACT_SEARCH_SPACE: spec.as_json(),
             schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
             schema.ARTIFACT_DATA_SUMMARY: json.dumps(task.summary, indent=2),
         },
     )
+
+
+def _settings(identified: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What identifies a study as flat keys, without secrets; the rows by split."""
+    rows = {split: fingerprint({split: getattr(dataset, split)}) for split in ("train", "validation", "test")}
+    flat: dict[str, Any] = {}
+
+    def flatten(prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                flatten(f"{prefix}{key}.", value)
+            else:
+                flat[f"{prefix}{key}"] = redacted(value) if isinstance(value, str) else value
+
+    flatten("", {**identified, "data": rows})
+    return flat
 
 
 def _budgets(config: Config) -> dict[str, float]:
@@ -242,7 +267,8 @@ def _wrappers(measured: dict[str, Any], config: Config, unlabelled: Sequence[Inp
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("._") or "unnamed"
+    """A part of a name that becomes a folder: of plain characters and short; the hash at its end tells names apart."""
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name)[:64].strip("._") or "unnamed"
 
 
 def _device() -> str:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from sweeper import schema
+from sweeper.secrets import redacted
 from sweeper.training.recorder import EpochRecord
 
 __all__ = ["Line", "Progress", "duration"]
@@ -154,14 +155,14 @@ class Line:
     def trial_finished(self, state: str, reason: str, value: float | None, best: float | None) -> None:
         """The trial ended in a state of the schema; ``best`` is the best score of all so far."""
         outcome = f"score {value:.4f}" if value is not None else state
-        because = f" ({escape(reason)})" if reason else ""
+        because = f" ({escape(redacted(reason))})" if reason else ""
         best_text = f"  best {best:.4f}" if best is not None else ""
         text = f"{outcome:<13}{best_text}  {self._values}{because}"
         self._progress._end(self, text, _STYLES.get(state, "red"), best)
 
     def final_finished(self, state: str, reason: str, accuracy: float | None) -> None:
         """The final ended; ``accuracy`` is its score on the test split."""
-        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(reason)})"
+        outcome = f"test accuracy {accuracy:.4f}" if accuracy is not None else f"{state} ({escape(redacted(reason))})"
         self._progress._end(self, outcome, _STYLES.get(state, "red"), None)
 
 

@@ -19,7 +19,8 @@ def quieten_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     # A library would ask a service to add a converted copy to the repository of whoever's pickled weights are loaded.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    logging.getLogger("sweeper").setLevel(logging.WARNING)  # Hydra has the root's at ERROR
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks of errors that are handled here
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|peft|transformers|accelerate|mlflow")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

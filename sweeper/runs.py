@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeper import schema
 from sweeper.engine import Job, Listener, Trained, WorkerDied
+from sweeper.faults import failure_reason
 from sweeper.files import replaced
 from sweeper.hashing import derive_seed
 from sweeper.interruption import Interrupted
 from sweeper.plan import Plan
-from sweeper.progress import Progress
+from sweeper.progress import Progress, duration
+from sweeper.secrets import redacted
 from sweeper.tracking import Tracker
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.pseudo_label import Round
 from sweeper.training.recorder import Diverged, EpochRecord
 
@@ -57,6 +59,7 @@ class Book:
         study: in Optuna.
         tracker: to MLflow.
         progress: to the person who waits.
+        checkpoints_dir: where runs in progress keep their checkpoints.
         parent: the study's run in MLflow.
         device: what runs are trained on, for people.
         shifted: name and fingerprint of the shifted data, where there are.
@@ -67,6 +70,7 @@ class Book:
     study: optuna.Study
     tracker: Tracker
     progress: Progress
+    checkpoints_dir: Path
     parent: str = ""
     device: str = ""
     shifted: str | None = None
@@ -76,6 +80,11 @@ class Book:
         """Open the MLflow run of a trial or a final."""
         values = {**self.plan.params, **self.plan.spec.fixed, **searched, schema.PARAM_DEVICE: self.device, **params}
         return self.tracker.start(kind, name, {**self.plan.tags, **tags}, values, parent=self.parent)
+
+    def checkpoints(self, name: str) -> Checkpoints | None:
+        """Those of a trial, a final or domain pretraining, where they are asked for."""
+        seconds = self.plan.checkpoint_seconds
+        return None if seconds is None else Checkpoints(self.checkpoints_dir / name, seconds)
 
     def fitting(self) -> list[FrozenTrial]:
         """The complete trials that can win: those within the budgets, where these constrain the search."""
@@ -96,7 +105,7 @@ def tell(study: optuna.Study, trial: Trial, state: str, reason: str, value: floa
     trial.set_user_attr(STATE, state)
     trial.set_user_attr(SECONDS, seconds)
     if reason:
-        trial.set_user_attr(REASON, reason)
+        trial.set_user_attr(REASON, redacted(reason))
     if state == schema.STATE_COMPLETE:
         study.tell(trial, value)
     elif state in (schema.STATE_PRUNED, schema.STATE_DIVERGED):
@@ -115,15 +124,17 @@ def _outcome(error: BaseException | None) -> tuple[str, str, BaseException | Non
         return schema.STATE_DIVERGED, str(error), None
     if isinstance(error, WorkerDied):
         return schema.STATE_INTERRUPTED, str(error), None
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return schema.STATE_FAILED, f"out of memory: {error}", None
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return schema.STATE_INTERRUPTED, str(error) or "interrupted", error
+    if isinstance(error, Exception) and (reason := failure_reason(error)) is not None:
+        return schema.STATE_FAILED, reason, None
     return schema.STATE_FAILED, f"{type(error).__name__}: {error}", error
 
 
 class _Run(Listener):
     """What trials and finals have in common."""
+
+    job: Job
 
     def __init__(self, book: Book, run_id: str) -> None:
         self.book = book
@@ -139,6 +150,15 @@ class _Run(Listener):
     def _keep(self, trained: Trained) -> None:
         self.trained = trained
         self.book.saved_seconds += trained.saved_seconds
+        if trained.resumed_seconds:
+            self.book.progress.note(
+                f"    went on from a checkpoint after {duration(trained.resumed_seconds)} of training"
+            )
+
+    def _clear_checkpoints(self, state: str) -> None:
+        """What was interrupted goes on from them."""
+        if self.job.checkpoints is not None and state != schema.STATE_INTERRUPTED:
+            self.job.checkpoints.clear()
 
     @property
     def score(self) -> float | None:
@@ -158,7 +178,7 @@ class TrialRun(_Run):
     def __init__(self, book: Book, trial: Trial, position: int) -> None:
         plan = book.plan
         seed = derive_seed(plan.seed, "trial", trial.user_attrs[INDEX])
-        self.job = Job(trial.params, seed)
+        self.job = Job(trial.params, seed, checkpoints=book.checkpoints(f"trial-{trial.user_attrs[INDEX]}"))
         name = f"{plan.strategy} trial {trial.number:03d}"  # sorted as text
         numbers = {schema.PARAM_SEED: seed, schema.PARAM_TRIAL: trial.number}
         super().__init__(book, book.start(schema.KIND_TRIAL, name, {}, trial.params, **numbers))
@@ -209,11 +229,19 @@ class TrialRun(_Run):
         book.tracker.log_metrics(self.run_id, metrics)
         book.tracker.flush()  # first, so that a kill before the end loses none
         value = self.score if state == schema.STATE_COMPLETE else None
-        tell(book.study, self.trial, state, reason, value, metrics[schema.TRAIN_SECONDS])
+        tell(book.study, self.trial, state, reason, value, self._charged(metrics[schema.TRAIN_SECONDS]))
         book.tracker.finish(self.run_id, state, reason=reason)
         self.line.trial_finished(state, reason, value, book.best_value())
+        self._clear_checkpoints(state)
         if fatal is not None:
             raise fatal
+
+    def _charged(self, seconds: float) -> float:
+        """A trial's seconds without those before its checkpoint that its interrupted attempts are charged with."""
+        trials = [trial for trial in self.book.study.get_trials(deepcopy=False) if trial.number != self.trial.number]
+        attempts = [trial for trial in trials if trial.user_attrs.get(INDEX) == self.trial.user_attrs[INDEX]]
+        resumed = 0.0 if self.trained is None else self.trained.resumed_seconds
+        return seconds - min(resumed, sum(trial.user_attrs.get(SECONDS, 0.0) for trial in attempts))
 
     def _constrain(self, metrics: Mapping[str, float]) -> None:
         """Tell the sampler how far a trial is beyond each budget, as a share of it; what is not positive fits."""
@@ -236,7 +264,8 @@ class FinalRun(_Run):
     def __init__(self, book: Book, best: FrozenTrial, configuration: str, seed_index: int, folder: Path) -> None:
         plan = book.plan
         seed = derive_seed(plan.seed, FINAL, seed_index)
-        self.job = Job(best.params, seed, test=True, drift=plan.drift)
+        checkpoints = book.checkpoints(f"final-{configuration}-{seed_index}")
+        self.job = Job(best.params, seed, test=True, drift=plan.drift, checkpoints=checkpoints)
         tags = {schema.TAG_WINNER: configuration, **({schema.TAG_SHIFTED: book.shifted} if book.shifted else {})}
         name = f"{plan.strategy} final {seed_index:03d}"
         numbers = {schema.PARAM_SEED: seed, schema.PARAM_TRIAL: best.number}
@@ -277,15 +306,18 @@ class FinalRun(_Run):
         if fatal is not None:
             raise fatal
         if state != schema.STATE_INTERRUPTED:
-            self._record(state)
+            self._record(state, reason)
+        self._clear_checkpoints(state)
 
     def give_up(self, attempts: int) -> None:
         """Record a final that was interrupted too often as failed."""
-        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=f"interrupted {attempts} times")
-        self._record(schema.STATE_FAILED)
+        reason = f"interrupted {attempts} times"
+        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=reason)
+        self._record(schema.STATE_FAILED, reason)
 
-    def _record(self, state: str) -> None:
-        record = {"run": self.run_id, "state": state, "validation": self.score, SHIFTED: self.book.shifted}
+    def _record(self, state: str, reason: str) -> None:
+        record = {"run": self.run_id, STATE: state, REASON: reason, "validation": self.score}
+        record[SHIFTED] = self.book.shifted
         self.book.study.set_user_attr(self.key, record)
 
     def _best(self) -> bool:

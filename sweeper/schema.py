@@ -22,6 +22,7 @@ TAG_STRATEGY: Final = "thawline.strategy"  # its label and wrappers, e.g. lora+p
 TAG_MODEL: Final = "thawline.model"
 TAG_DATASET: Final = "thawline.dataset"
 TAG_PARENT: Final = "mlflow.parentRunId"
+TAG_RUN: Final = "thawline.run"  # an id of our own, by which a run is found again
 TAG_PSEUDO_LABEL: Final = "thawline.pseudo_label"  # trial, final: why a round added nothing and was the last
 TAG_SHIFTED: Final = "thawline.shifted"  # final: name and fingerprint of the shifted data that it was scored on
 
@@ -87,6 +88,7 @@ EXPECTED_TRAINABLE_PARAMS: Final = "expected_trainable_params"  # by the strateg
 TRAIN_SECONDS: Final = "train_seconds"  # wall time of training and its evaluations
 RECORDED_SECONDS: Final = "recorded_seconds"  # what recording took, once, of the frozen states that the run read
 PEAK_MEMORY_MB: Final = "peak_memory_mb"
+MICRO_BATCH_SIZE: Final = "micro_batch_size"  # examples of a batch at once; below batch_size where memory ran out
 STORED_BYTES: Final = "stored_bytes"  # what has to be stored to restore what was trained
 SIZE_METRICS: Final = (
     TRAINABLE_PARAMS,

@@ -16,6 +16,7 @@ from optuna.distributions import (
 
 from strategies import STRATEGIES, Strategy
 from sweeper.errors import near_matches
+from sweeper.names import text_problem
 
 __all__ = ["LEARNING_RATE", "StrategySpec", "parse_strategy"]
 
@@ -137,6 +138,8 @@ def parse_strategy(raw: Mapping[str, Any], learning_rate: float | None) -> tuple
     label = raw.get("label")
     if label is not None and not (isinstance(label, str) and label.strip()):
         problems.append(f"strategy.label={label}: must be a name, or null for the strategy's own")
+    elif label is not None and (problem := text_problem(label)):
+        problems.append(f"strategy.label={label!r}: {problem}")
     unset = [f.name for f in fields(cls) if f.default is MISSING and f.name not in {*fixed, *declared}]
     problems += [f"strategy.{key} has no value: set it, or strategy.search_space.{key}" for key in unset]
     if problems:

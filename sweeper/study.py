@@ -7,6 +7,7 @@ final. MLflow mirrors it for people and reports.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -21,11 +22,14 @@ from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
 from sweeper.engine import Assignment, Engine, Workload
 from sweeper.errors import StudyError
+from sweeper.faults import failure_summary
+from sweeper.files import inside
 from sweeper.hashing import derive_seed, digest
 from sweeper.interruption import Interrupted, StopSignal
 from sweeper.objective import Task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
+from sweeper.resume import claim
 from sweeper.runs import INDEX, REASON, RUN, SECONDS, SHIFTED, STATE, Book, FinalRun, TrialRun, remove_staged, tell
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import domain_pretrain
@@ -36,8 +40,8 @@ STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default,
 IMPORTANCE_TRIALS = 10  # with 8, fANOVA named the only hyperparameter that mattered in half of the studies; 12: 7 of 8
 ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 
-# Attributes of studies in Optuna.
-_IDENTITY, _LOST_SECONDS = "identity", "domain_pretrain_lost_seconds"
+# An attribute of studies in Optuna.
+_LOST_SECONDS = "domain_pretrain_lost_seconds"
 
 
 def run_study(
@@ -49,6 +53,7 @@ def run_study(
     tracker: Tracker,
     progress: Progress,
     models_dir: Path,
+    checkpoints_dir: Path,
 ) -> None:
     """Run what is missing of a study: its trials, then its finals. Everything finished earlier is kept.
 
@@ -64,13 +69,9 @@ def run_study(
         pruner=_pruner(plan.pruner, plan.epochs),
         load_if_exists=True,
     )
-    if study.user_attrs.setdefault(_IDENTITY, plan.identity) != plan.identity:
-        raise StudyError(
-            f"study.name={plan.study} belongs to a study of another model, dataset, strategy or trainer setting",
-            "Leave study.name out, choose another one, or give the settings that it was made with.",
-        )
-    study.set_user_attr(_IDENTITY, plan.identity)
-    runner = _StudyRunner(Book(plan, study, tracker, progress), task, engine, models_dir)
+    claim(study, plan)
+    book = Book(plan, study, tracker, progress, inside(checkpoints_dir, plan.study))
+    runner = _StudyRunner(book, task, engine, models_dir)
     with StopSignal() as stop:
         runner.run(stop)
         stop.check()
@@ -104,6 +105,8 @@ class _StudyRunner:
             self._finals(workload, stop)
             self._note_cache(saved_before)
             state = schema.STATE_COMPLETE if in_time else schema.STATE_TIMEOUT
+            if in_time:  # those of runs that were given up are left
+                shutil.rmtree(self.book.checkpoints_dir, ignore_errors=True)
         except (Interrupted, KeyboardInterrupt) as error:
             state, reason = schema.STATE_INTERRUPTED, str(error) or "interrupted"
             raise Interrupted(reason) from None
@@ -126,6 +129,7 @@ class _StudyRunner:
         if not pretraining.epochs:
             return
         lost = self.study.user_attrs.get(_LOST_SECONDS, 0.0)
+        checkpoints = self.book.checkpoints("domain_pretrain")
         started = time.perf_counter()
         try:
             self.task, done = domain_pretrain(
@@ -137,6 +141,7 @@ class _StudyRunner:
                     f"Domain pretraining: {texts:,} texts, {pretraining.epochs} epochs ..."
                 ),
                 on_step=stop.check,
+                checkpoints=checkpoints,
             )
         except (Interrupted, KeyboardInterrupt):
             lost += time.perf_counter() - started
@@ -144,10 +149,12 @@ class _StudyRunner:
             self.pretraining = {schema.DOMAIN_PRETRAIN_SECONDS: lost}
             raise
         self.pretraining = {
-            schema.DOMAIN_PRETRAIN_SECONDS: lost + done.seconds,
+            schema.DOMAIN_PRETRAIN_SECONDS: lost + done.seconds - min(lost, done.resumed_seconds),
             schema.DOMAIN_PRETRAIN_LOSS: done.losses[-1],
         }
         self.progress.note(f"Domain pretraining: {duration(done.seconds)}, loss {done.losses[-1]:.3f}")
+        if checkpoints is not None:
+            checkpoints.clear()
 
     def _note_pruning(self) -> None:
         pruned = [trial for trial in self._finished() if trial.user_attrs.get(STATE) == schema.STATE_PRUNED]
@@ -249,12 +256,8 @@ class _StudyRunner:
         finished = self._finished()
         failed = [trial for trial in finished if trial.user_attrs.get(STATE) == schema.STATE_FAILED]
         if len(finished) >= 3 and len(failed) / len(finished) > self.plan.max_failure_rate:
-            reasons = Counter(str(trial.user_attrs.get(REASON, "")).splitlines()[0] for trial in failed)
-            raise StudyError(
-                f"{len(failed)} of {len(finished)} trials of {self.plan.study} failed: "
-                + "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common()),
-                "Mend the cause and run the same command, or raise study.max_failure_rate.",
-            )
+            reasons = [str(trial.user_attrs.get(REASON, "")) for trial in failed]
+            raise failure_summary(f"trials of {self.plan.study}", len(finished), reasons)
 
     # --- finals --------------------------------------------------------------------------------------------------
 
@@ -284,22 +287,28 @@ class _StudyRunner:
         self.tracker.set_tags(self.book.parent, {schema.TAG_WINNER: configuration})
         keys = [self.book.final_key(configuration, index) for index in range(self.plan.final_seeds)]
         earlier = [record for key in keys if (record := self.study.user_attrs.get(key)) is not None]
-        folder = self.models_dir / self.plan.study
+        folder = inside(self.models_dir, self.plan.study)
         remove_staged(folder)
         attempts: dict[str, list[FinalRun]] = {key: [] for key in keys}
+        again = {key for key in keys if self.study.user_attrs.get(key, {}).get(STATE) == schema.STATE_FAILED}
 
         def next_final() -> Assignment | None:
             for index, (key, runs) in enumerate(attempts.items()):
-                if key in self.study.user_attrs or any(run.running for run in runs):
+                if (key in self.study.user_attrs and key not in again) or any(run.running for run in runs):
                     continue
                 if len(runs) == ATTEMPTS:
                     runs[-1].give_up(ATTEMPTS)
                     continue
+                again.discard(key)  # once in each command, whose user may have mended the cause
                 runs.append(FinalRun(self.book, best, configuration, index, folder))
                 return runs[-1].job, runs[-1]
             return None
 
         self.engine.run(workload, next_final, stop)
+        ended = [self.study.user_attrs.get(key, {}) for key in keys]
+        failed = [str(record.get(REASON, "")) for record in ended if record.get(STATE) == schema.STATE_FAILED]
+        if failed and len(failed) / len(ended) > self.plan.max_failure_rate:
+            raise failure_summary(f"finals of {self.plan.study}", len(ended), failed)
         unscored = sum(bool(self.book.shifted) and record.get(SHIFTED) != self.book.shifted for record in earlier)
         if unscored:
             self.progress.note(

@@ -7,13 +7,14 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
-__all__ = ["command", "give_database", "run", "runs"]
+__all__ = ["command", "give_database", "run", "runs", "start"]
 
 # New processes are forked from one that has done the imports, which take longer than most commands.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -30,8 +31,7 @@ def run(output: Path, *arguments: str, status: int = 0, cwd: Path | None = None)
     if status == 0 and arguments[0] in ("sweep", "compare") and "dry_run=true" not in arguments:
         give_database(output)
     with tempfile.NamedTemporaryFile("r") as printed:
-        process = _PROCESSES.Process(target=_main, args=(command(output, *arguments)[2:], cwd, printed.name))
-        process.start()
+        process = start(output, *arguments, cwd=cwd, printed=Path(printed.name))
         process.join(timeout=300)
         if process.exitcode is None:
             process.kill()
@@ -39,6 +39,13 @@ def run(output: Path, *arguments: str, status: int = 0, cwd: Path | None = None)
         text = printed.read()
     assert process.exitcode == status, text
     return text
+
+
+def start(output: Path, *arguments: str, printed: Path, cwd: Path | None = None) -> BaseProcess:
+    """Start the command, which writes what it prints to a file that exists."""
+    process = _PROCESSES.Process(target=_main, args=(command(output, *arguments)[2:], cwd, str(printed)))
+    process.start()
+    return process
 
 
 def _main(arguments: list[str], cwd: Path | None, printed: str) -> None:

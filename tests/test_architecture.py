@@ -16,7 +16,7 @@ FORBIDDEN = {
 #: What few files of ``sweeper`` import -> those files.
 RESERVED = {"mlflow": {"sweeper/tracking.py"}, "reports": {"sweeper/commands.py"}}
 #: What ``reports`` uses of the engine.
-SHARED = ("sweeper.schema", "sweeper.errors")
+SHARED = ("sweeper.schema", "sweeper.errors", "sweeper.files")
 
 
 def imports_of(source: str, package: str) -> set[str]:

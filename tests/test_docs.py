@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweeper", "strategies", "reports")
 GUIDES = [
-    *(name for name in ("ARCHITECTURE.md", "README.md", "CONTRIBUTING.md") if (REPOSITORY / name).exists()),
+    *("ARCHITECTURE.md", "README.md", "CONTRIBUTING.md", "SECURITY.md"),
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md")),
 ]
 #: What a run writes, or a package at run time: files of no repository.

@@ -99,8 +99,11 @@ class Encoder(Protocol):
         """Encode a split once; ``by_length`` sorts it, so that an evaluation pads little."""
         ...
 
-    def training(self, split: EncodedSplit, seed: int) -> Sequence[Mapping[str, Any]]:
-        """The examples of one training run, augmented where that is asked for."""
+    def training(self, split: EncodedSplit, seed: int, seen: np.ndarray | None = None) -> Sequence[Mapping[str, Any]]:
+        """The examples of one training run, augmented where that is asked for.
+
+        ``seen`` says how often the run saw each example before, shape (rows,); ``None`` = never.
+        """
         ...
 
     def collate(self, examples: list[Any]) -> Mapping[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import DataError
+from sweeper.files import reserved
 from sweeper.hashing import digest
 from sweeper.models.preprocessing import Preprocessing
 
@@ -114,6 +116,20 @@ def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:
         return {place: message for place, message in enumerate(threads.map(problem, images)) if message}
 
 
+def _decoded(image: StoredImage) -> Image.Image:
+    """An image that could be read when the data were loaded.
+
+    Raises:
+        DataError: it cannot be read any more.
+    """
+    try:
+        return image.open()
+    except _BROKEN as error:
+        raise DataError(
+            f"image {image} cannot be read any more: {error}", "Put it back, or leave it out of the data."
+        ) from error
+
+
 @dataclass(frozen=True, eq=False)
 class ImageEncoder:
     """A model's preprocessing, with an augmentation before it in training.
@@ -138,11 +154,12 @@ class ImageEncoder:
             shells=[{}] * len(inputs) if labels is None else [{"labels": int(label)} for label in labels],
         )
 
-    def training(self, split: EncodedSplit, seed: int) -> Sequence[Mapping[str, Any]]:
+    def training(self, split: EncodedSplit, seed: int, seen: np.ndarray | None = None) -> Sequence[Mapping[str, Any]]:
         """The examples of one run; augmented ones change from epoch to epoch, the same way in every strategy."""
         if self.augmentation == "none":
             return split.examples
-        return _Augmented(split, self.preprocessing.size, self.augmentation, seed)
+        visits = np.zeros(len(split), dtype=np.int64) if seen is None else seen
+        return _Augmented(split, self.preprocessing.size, self.augmentation, seed, visits)
 
     def collate(self, examples: list[Any]) -> Mapping[str, Any]:
         """A normalised batch."""
@@ -177,13 +194,11 @@ class _Pixels(Sequence[dict[str, Any]]):
         """
         shape = (len(self.images), 3, *self.preprocessing.size)
         with tempfile.TemporaryFile() as file:
-            pixels = np.memmap(file, np.uint8, "w+", shape=shape) if self.images else np.empty(shape, np.uint8)
+            reserved(file, math.prod(shape))
+            pixels = np.memmap(file, np.uint8, "r+", shape=shape) if self.images else np.empty(shape, np.uint8)
 
         def write(place: int) -> None:
-            try:
-                pixels[place] = self.preprocessing.geometry(self.images[place].open()).numpy()
-            except _BROKEN as error:
-                raise DataError(f"image {self.images[place]} cannot be read: {error}") from error
+            pixels[place] = self.preprocessing.geometry(_decoded(self.images[place])).numpy()
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             list(threads.map(write, range(len(self.images))))
@@ -210,14 +225,15 @@ class _Augmented(Sequence[dict[str, Any]]):
     size: tuple[int, int]
     augmentation: str
     seed: int
-    _visits: dict[int, int] = field(default_factory=dict)
+    visits: np.ndarray
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: Any) -> Any:
-        visit = self._visits[index] = self._visits.get(index, -1) + 1
-        image = self.split.inputs[index].open()
+        visit = int(self.visits[index])
+        self.visits[index] += 1
+        image = _decoded(self.split.inputs[index])
         # A seed of its own: from the global generator dropout draws too, in each strategy another number of times.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, index, visit)))

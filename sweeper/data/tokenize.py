@@ -68,7 +68,7 @@ class TextEncoder:
             shells=examples,
         )
 
-    def training(self, split: EncodedSplit, seed: int) -> Sequence[Mapping[str, Any]]:
+    def training(self, split: EncodedSplit, seed: int, seen: np.ndarray | None = None) -> Sequence[Mapping[str, Any]]:
         """The examples as they are."""
         return split.examples
 

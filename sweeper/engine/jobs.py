@@ -13,6 +13,7 @@ from strategies import Frozen
 from sweeper.data.encoding import EncodedSplit
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.pseudo_label import PseudoLabelling, Round, self_train
 from sweeper.training.recorder import EpochRecord
 
@@ -55,12 +56,14 @@ class Job:
         seed: of the head, of what the strategy adds, of the order of the data and of dropout.
         test: score the test split, and the shifted one, as finals do.
         drift: measure how far the features moved from the pretrained ones.
+        checkpoints: from whose newest the run goes on.
     """
 
     configuration: Mapping[str, Any]
     seed: int
     test: bool = False
     drift: bool = False
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Trained:
         predictions: on the test split, where it was scored.
         shifted_predictions: on the shifted one.
         saved_seconds: of computing, by reading recorded states, in a process other than the owner's.
+        resumed_seconds: of training, before the checkpoint that the run went on from.
     """
 
     best: EpochRecord
@@ -80,6 +84,7 @@ class Trained:
     predictions: pd.DataFrame | None = None
     shifted_predictions: pd.DataFrame | None = None
     saved_seconds: float = 0.0
+    resumed_seconds: float = 0.0
 
 
 class Listener:
@@ -132,6 +137,7 @@ def train(workload: Workload, job: Job, listener: Listener, on_step: Callable[[]
         on_step=on_step,
         on_sizes=listener.on_sizes,
         on_round=listener.on_round,
+        checkpoints=job.checkpoints,
     )
     metrics, predictions, shifted = run.metrics(), None, None
     if job.test:
@@ -140,6 +146,7 @@ def train(workload: Workload, job: Job, listener: Listener, on_step: Callable[[]
         predictions, shifted = scores.predictions, scores.shifted_predictions
     if job.drift:
         metrics |= task.drift(run)
-    folder = listener.on_trained(Trained(run.fit.best, metrics, predictions, shifted))
+    trained = Trained(run.fit.best, metrics, predictions, shifted, resumed_seconds=run.fit.resumed_seconds)
+    folder = listener.on_trained(trained)
     if folder is not None:
         task.save(run, folder)

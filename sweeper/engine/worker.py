@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from sweeper.training.boundary_cache import BoundaryCache
 from sweeper.training.pseudo_label import Round
 from sweeper.training.recorder import EpochRecord
 
-__all__ = ["GO", "STOP", "Ended", "Pipe", "Save", "Shared", "serve"]
+__all__ = ["GO", "STOP", "Ended", "Pipe", "Save", "Saved", "Shared", "serve"]
 
 GO, STOP = "go", "stop"  # answers to a worker
 
@@ -26,6 +27,26 @@ class Save:
     """The answer to a worker that has trained: save the model here."""
 
     folder: Path
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved model, from a worker that the owner's folders are out of reach of.
+
+    Attributes:
+        folder: where the owner wants it.
+        files: by their paths within it.
+    """
+
+    folder: Path
+    files: dict[str, bytes]
+
+    def write(self) -> None:
+        """Write them, on the owner's side."""
+        for name, content in self.files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 @dataclass(frozen=True)
@@ -86,12 +107,13 @@ class _OwnerDied(BaseException):
     """The owner is gone."""
 
 
-def serve(pipe: Pipe, read: Callable[[Shared], Workload]) -> None:
+def serve(pipe: Pipe, read: Callable[[Shared], Workload], *, apart: bool = False) -> None:
     """A worker's life: a workload or a job at a time, until the owner is gone.
 
     Args:
         pipe: to the owner.
         read: makes a workload of what the owner shared.
+        apart: the owner's folders are out of reach: a model that is to be saved is sent, checkpoints are not written.
     """
     workload: Workload | None = None
     with contextlib.suppress(EOFError, OSError, _OwnerDied):
@@ -104,12 +126,17 @@ def serve(pipe: Pipe, read: Callable[[Shared], Workload]) -> None:
                 workload = read(message)
             else:
                 assert workload is not None and isinstance(message, Job), message
-                pipe.send(_carry_out(workload, message, _Owner(pipe, workload.task.cache)))
+                pipe.send(_carry_out(workload, message, pipe, apart))
 
 
-def _carry_out(workload: Workload, job: Job, owner: _Owner) -> Ended:
+def _carry_out(workload: Workload, job: Job, pipe: Pipe, apart: bool) -> Ended:
     try:
-        train(workload, job, owner, owner.look)
+        with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+            owner = _Owner(pipe, workload.task.cache, Path(folder, "model") if apart else None)
+            if apart:
+                job = replace(job, checkpoints=None)  # the owner could neither find nor remove them
+            train(workload, job, owner, owner.look)
+            owner.send_saved()
     except _Stopped:
         return Ended(None)
     except Exception as error:
@@ -118,12 +145,17 @@ def _carry_out(workload: Workload, job: Job, owner: _Owner) -> Ended:
 
 
 class _Owner(Listener):
-    """The owner as a worker sees it: told of everything, asked whether to go on."""
+    """The owner as a worker sees it: told of everything, asked whether to go on.
 
-    def __init__(self, pipe: Pipe, cache: BoundaryCache | None) -> None:
+    ``folder`` is where a model is saved before it is sent, where the owner's folders are out of reach.
+    """
+
+    def __init__(self, pipe: Pipe, cache: BoundaryCache | None, folder: Path | None) -> None:
         self._pipe = pipe
         self._cache = cache
         self._saved_before = 0.0 if cache is None else cache.saved_seconds
+        self._folder = folder
+        self._wanted: Path | None = None
 
     def on_sizes(self, sizes: dict[str, float]) -> None:
         self._ask(sizes)
@@ -137,7 +169,17 @@ class _Owner(Listener):
     def on_trained(self, trained: Trained) -> Path | None:
         saved = 0.0 if self._cache is None else self._cache.saved_seconds - self._saved_before
         answer = self._ask(replace(trained, saved_seconds=saved))
-        return answer.folder if isinstance(answer, Save) else None
+        if not isinstance(answer, Save):
+            return None
+        self._wanted = answer.folder
+        return self._folder or answer.folder
+
+    def send_saved(self) -> None:
+        """Send the model that was saved, if the owner cannot reach it."""
+        if self._wanted is not None and self._folder is not None:
+            files = [path for path in self._folder.rglob("*") if path.is_file()]
+            contents = {path.relative_to(self._folder).as_posix(): path.read_bytes() for path in files}
+            self._ask(Saved(self._wanted, contents))
 
     def look(self) -> None:
         """Between two steps: is the run still wanted?"""

@@ -12,7 +12,7 @@ from typing import Protocol
 from sweeper.engine.base import Assignment, Engine, WorkerDied
 from sweeper.engine.inline import InlineEngine
 from sweeper.engine.jobs import Job, Listener, Trained, Workload
-from sweeper.engine.worker import GO, STOP, Ended, Pipe, Save, Shared
+from sweeper.engine.worker import GO, STOP, Ended, Pipe, Save, Saved, Shared
 from sweeper.interruption import Interrupted, StopSignal
 from sweeper.training.pseudo_label import Round
 from sweeper.training.recorder import EpochRecord
@@ -53,6 +53,10 @@ class WorkerEngine(Engine):
         self._inline = InlineEngine()
         self._shared: tuple[Workload, Shared] | None = None
 
+    def room(self) -> bool:
+        """Whether a worker can be started now; where it cannot, those that are there go on without it."""
+        return True
+
     @abstractmethod
     def start(self, number: int) -> Remote:
         """Start a worker; ``number`` counts those that are there."""
@@ -73,9 +77,9 @@ class WorkerEngine(Engine):
         try:
             while True:
                 stop.check()
-                self._assign(workload, next_job, stop)
+                done = not self._assign(workload, next_job, stop)
                 busy = self._busy()
-                if not busy:
+                if done and not busy:
                     return
                 for worker in self._ready(busy, POLL_SECONDS):
                     self._receive(worker)
@@ -90,14 +94,14 @@ class WorkerEngine(Engine):
         ready = self.wait([worker.remote for worker in workers], seconds)
         return [worker for worker in workers if worker.remote in ready]
 
-    def _assign(self, workload: Workload, next_job: Callable[[], Assignment | None], stop: StopSignal) -> None:
-        """Give a run to each worker that is free, as long as there are any."""
-        while (free := next((worker for worker in self._pool if worker.listener is None), None)) or len(
-            self._pool
-        ) < self.workers:
+    def _assign(self, workload: Workload, next_job: Callable[[], Assignment | None], stop: StopSignal) -> bool:
+        """Give a run to each worker that is free; False where there are no more runs."""
+        while (free := next((worker for worker in self._pool if worker.listener is None), None)) or (
+            len(self._pool) < self.workers and self.room()
+        ):
             assigned = next_job()
             if assigned is None:
-                return
+                return False
             job, listener = assigned
             worker = free or self._new()
             worker.listener, worker.stopped_by = listener, None
@@ -110,6 +114,7 @@ class WorkerEngine(Engine):
                 worker.remote.send(job)
             except OSError:  # it died while it was idle
                 self._lost(worker)
+        return True
 
     def _new(self) -> _Worker:
         self._pool.append(_Worker(self.start(len(self._pool))))
@@ -170,6 +175,8 @@ def _tell(listener: Listener, message: object) -> object:
         listener.on_epoch(message)
     elif isinstance(message, Round):
         listener.on_round(message)
+    elif isinstance(message, Saved):
+        message.write()
     elif isinstance(message, Trained):
         folder = listener.on_trained(message)
         return GO if folder is None else Save(folder)

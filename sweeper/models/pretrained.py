@@ -16,7 +16,6 @@ from PIL import Image
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -216,6 +215,8 @@ def _image_inputs(
     source: str | Path, at: dict[str, Any], image_size: int | None
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """The image processor and a small batch."""
+    from transformers import AutoImageProcessor  # brings torchvision, which takes seconds
+
     processor = AutoImageProcessor.from_pretrained(source, **at)
     if image_size is not None:
         processor = with_image_size(processor, image_size)

@@ -10,7 +10,6 @@ import torch
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -119,6 +118,8 @@ def _two_towers(
 ) -> torch.Tensor:
     model = AutoModel.from_pretrained(source, **at).eval().to(_device())
     tokenizer = AutoTokenizer.from_pretrained(source, **at)
+    from transformers import AutoImageProcessor  # brings torchvision, which takes seconds
+
     preprocessing = preprocessing_of(AutoImageProcessor.from_pretrained(source, **at))
 
     def embed_images(batch: Sequence[StoredImage]) -> torch.Tensor:

@@ -27,11 +27,14 @@ class ShuffledBatches(Sampler[int]):
         self.batch_size = batch_size
         self.generator = generator
         self._lengths = torch.as_tensor(lengths)
+        #: The generator's state from which the order of the current epoch was drawn.
+        self.drawn_from = generator.get_state()
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
+        self.drawn_from = self.generator.get_state()
         order = torch.randperm(len(self), generator=self.generator)
         similar = [
             part[self._lengths[part].argsort(descending=True, stable=True)]

@@ -30,6 +30,7 @@ from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.hashing import digest
 from sweeper.models.classifier import Classifier
 from sweeper.models.pretrained import Pretrained
+from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import DTYPES, autocast, device
 from sweeper.training.state_store import States, StateStore
 
@@ -181,11 +182,13 @@ class BoundaryCache:
         spent = dict.fromkeys(cuts, 0.0)
         recorded: dict[str, States] = {}
         with ExitStack() as stack:
-            for start in range(0, len(order), BATCH):
+
+            def capture(rows: Sequence[int]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, float]]]:
                 on_step()
-                rows = order[start : start + BATCH].tolist()
                 batch = self._collate(split, rows)
-                found = _capture(model, cuts, batch, self.precision)
+                return batch, _capture(model, cuts, batch, self.precision)
+
+            for rows, (batch, found) in Halving(BATCH).over(order.tolist(), capture):
                 if not recorded:
                     shapes = {cut: _shape(states, batch, split) for cut, (states, _) in found.items()}
                     dtype = DTYPES[self.precision]

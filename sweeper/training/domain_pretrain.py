@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from transformers import (
 
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import ConfigError
-from sweeper.files import replaced
+from sweeper.files import inside, replaced
 from sweeper.hashing import digest
 from sweeper.models.classifier import without_pooler
 from sweeper.models.pretrained import Pretrained
 from sweeper.objective import Task
+from sweeper.training.batches import ShuffledBatches
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.seeds import set_seed
 
 __all__ = ["DomainPretraining", "LanguageModelling", "domain_pretrain", "is_masked", "pretrain_language_model"]
@@ -51,11 +54,15 @@ class DomainPretraining:
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """What it took: ``losses`` are the means over the predicted tokens of each epoch's steps, in nats."""
+    """What it took: ``losses`` are the means over the predicted tokens of each epoch's steps, in nats.
+
+    ``resumed_seconds`` of the seconds an earlier process spent, up to the checkpoint from which another one went on.
+    """
 
     seconds: float
     losses: list[float]
     texts: int
+    resumed_seconds: float = 0.0
 
 
 def domain_pretrain(
@@ -66,6 +73,7 @@ def domain_pretrain(
     models_dir: Path,
     on_start: Callable[[int], None] = lambda texts: None,
     on_step: Callable[[], None] = lambda: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Task, LanguageModelling]:
     """The task with its backbone trained further, as a language model, on the dataset's unlabelled texts.
 
@@ -91,6 +99,7 @@ def domain_pretrain(
         models_dir: where the trained backbone is kept.
         on_start: called with the number of texts, before training only.
         on_step: called between steps; may raise to end the training (interruption).
+        checkpoints: from whose newest the training goes on.
 
     Raises:
         ConfigError: the model is no language model.
@@ -100,10 +109,12 @@ def domain_pretrain(
     examples = task.unlabelled(settings.size, seed)
     measured = [task.pretrained.fingerprint, list(examples.examples), asdict(settings), task.settings.precision]
     key = digest([*measured, masked, seed], 12)
-    folder = models_dir / FOLDER / key
+    folder = inside(models_dir / FOLDER, key)
     if not (folder / _RECORD).is_file():
         on_start(len(examples))
-        model, done = pretrain_language_model(task, examples, settings, seed=seed, on_step=on_step)
+        model, done = pretrain_language_model(
+            task, examples, settings, seed=seed, on_step=on_step, checkpoints=checkpoints and checkpoints.of(key)
+        )
         with replaced(folder) as fresh:
             model.base_model.save_pretrained(fresh)
             task.pretrained.processor.save_pretrained(fresh)
@@ -139,6 +150,7 @@ def pretrain_language_model(
     *,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, LanguageModelling]:
     """Train the task's checkpoint as a language model; returns it with its head.
 
@@ -148,11 +160,12 @@ def pretrain_language_model(
         settings: see :class:`DomainPretraining`.
         seed: of a new head, masks, order and dropout.
         on_step: called between steps; may raise.
+        checkpoints: of this model, texts, settings and seed.
 
     Raises:
         StudyError: the loss is not finite.
     """
-    from sweeper.training.trainer import LanguageModelTrainer, LossWatch, training_arguments
+    from sweeper.training.trainer import LossWatch, ResumableTrainer, training_arguments
 
     masked = is_masked(task.pretrained)
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
@@ -161,7 +174,39 @@ def pretrain_language_model(
         task.source, revision=task.revision or "main", dtype=torch.float32, trust_remote_code=False
     )
     watch = LossWatch(on_step)
-    trainer = LanguageModelTrainer(
+    masks = _Masks(
+        DataCollatorForLanguageModeling(
+            task.pretrained.processor, mlm=masked, mlm_probability=settings.mask_probability, seed=seed
+        ),
+        seed,
+    )
+    order = torch.Generator().manual_seed(seed)
+    state = [*model.parameters(), *model.buffers()]
+    started, resumed_seconds = time.perf_counter(), 0.0
+    if checkpoints is not None:
+        checkpoints = checkpoints.holding(
+            weights=lambda: [tensor.detach() for tensor in state],
+            losses=lambda: watch.losses,
+            masks=masks.state,
+            seconds=lambda: resumed_seconds + time.perf_counter() - started,
+        )
+    saved = None if checkpoints is None else checkpoints.load()
+    if saved is not None:
+        with torch.no_grad():
+            for tensor, earlier in zip(state, saved["weights"], strict=True):
+                tensor.copy_(earlier)
+        watch.losses = saved["losses"]
+        masks.restore(saved["masks"], saved["training"]["step"])
+        order.set_state(saved["order"])
+        resumed_seconds = saved["seconds"]
+    trainer = ResumableTrainer(
+        sampler=ShuffledBatches(
+            settings.batch_size,
+            lengths=[len(example["input_ids"]) for example in examples.examples],
+            generator=order,
+        ),
+        checkpoints=checkpoints,
+        resumed=saved,
         model=model,
         args=training_arguments(
             epochs=settings.epochs,
@@ -173,15 +218,39 @@ def pretrain_language_model(
             seed=seed,
         ),
         train_dataset=examples.examples,
-        data_collator=DataCollatorForLanguageModeling(
-            task.pretrained.processor, mlm=masked, mlm_probability=settings.mask_probability, seed=seed
-        ),
+        data_collator=masks,
         compute_loss_func=_masked_loss if masked else _causal_loss,
         callbacks=[watch],
     )
-    started = time.perf_counter()
-    trainer.train()
-    return model, LanguageModelling(time.perf_counter() - started, watch.losses, len(examples))
+    trainer.start()
+    seconds = resumed_seconds + time.perf_counter() - started
+    return model, LanguageModelling(seconds, watch.losses, len(examples), resumed_seconds)
+
+
+class _Masks:
+    """A collator whose draws can be taken up again where a step left them: the Trainer asks for a batch in advance."""
+
+    def __init__(self, collator: DataCollatorForLanguageModeling, seed: int) -> None:
+        self._collator = collator
+        self._generator = collator.generator = torch.Generator().manual_seed(seed)  # as the collator makes it
+        self._calls = 0
+        self._states: deque[torch.Tensor] = deque(maxlen=2)
+
+    def __call__(self, examples: Sequence[Any]) -> Any:
+        batch = self._collator(examples)
+        self._calls += 1
+        self._states.append(self._generator.get_state())
+        return batch
+
+    def state(self) -> tuple[int, list[torch.Tensor]]:
+        """The number of batches so far, and the generator's states after the last two."""
+        return self._calls, list(self._states)
+
+    def restore(self, state: tuple[int, list[torch.Tensor]], batches: int) -> None:
+        """Go on after so many batches, the last or the one before it."""
+        calls, states = state
+        self._calls = batches
+        self._generator.set_state(states[batches - calls - 1])
 
 
 def _masked_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -18,12 +18,14 @@ from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, pref
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.training.batches import ShuffledBatches
 from sweeper.training.boundary_cache import Attached, BoundaryCache
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.dropout import PooledDropout
 from sweeper.training.head import train_head
 from sweeper.training.memory import peak_memory_mb, reset_peak_memory
+from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import autocast, device, frozen_weights_cast
 from sweeper.training.recorder import EpochRecord, EpochRecorder
-from sweeper.training.seeds import set_seed
+from sweeper.training.seeds import generator_states, set_generator_states, set_seed
 
 __all__ = [
     "EVAL_BATCH_SIZE",
@@ -69,12 +71,17 @@ class TrainingData:
 
 @dataclass
 class FitResult:
-    """What a run did; the model it trained carries the weights of ``best``."""
+    """What a run did; the model it trained carries the weights of ``best``.
+
+    ``train_seconds`` are those of the whole run; ``resumed_seconds`` of them an earlier process spent, up to the
+    checkpoint from which this one went on.
+    """
 
     best: EpochRecord
     history: list[EpochRecord]
     train_seconds: float
     peak_memory_mb: float
+    resumed_seconds: float = 0.0
     recorded_seconds: float = 0.0  # what recording the states that were read took, whenever that was
 
 
@@ -87,9 +94,11 @@ def fit(
     settings: TrainerSettings,
     learning_rate: float,
     seed: int,
+    micro_batch_size: int,
     class_weights: torch.Tensor | None = None,
     on_epoch: Callable[[EpochRecord], None],
     on_step: Callable[[], None],
+    checkpoints: Checkpoints | None = None,
 ) -> FitResult:
     """Train what ``strategy`` left trainable in a prepared model, stage by stage.
 
@@ -106,9 +115,13 @@ def fit(
         settings: shared by all runs of a study.
         learning_rate: the backbone's peak rate.
         seed: of the order of the data and of dropout.
+        micro_batch_size: examples of a batch that go through the model at once; the batch stays what it is.
         class_weights: of each class in the loss, shape (classes,); ``None`` = all 1.
         on_epoch: may raise to end the run (pruning).
         on_step: called between steps; may raise to end the run (interruption).
+        checkpoints: from whose newest the run goes on, to the weights and the epochs that it would have come to
+            without the interruption; earlier epochs are reported again. One is written when it is due: after a step of
+            the Trainer or before a stage, and at the end of a run that lasted long enough for any.
 
     Raises:
         Diverged: a loss is not finite.
@@ -120,10 +133,29 @@ def fit(
     recorder = EpochRecorder(model, settings, len(data.train), trained, on_epoch, on_step)
     stages = strategy.stages(layout)
     order = torch.Generator().manual_seed(seed)
-    reset_peak_memory()
     started = time.perf_counter()
-    recorded_seconds = 0.0
-    for stage, epochs in zip(stages, stage_epochs(stages, settings.epochs), strict=True):
+    recorded_seconds = resumed_seconds = resumed_peak = 0.0
+    number = first = 0
+    if checkpoints is not None:
+        checkpoints = checkpoints.holding(
+            recorder=recorder.state,
+            seconds=lambda: resumed_seconds + time.perf_counter() - started,
+            peak_memory_mb=lambda: max(resumed_peak, peak_memory_mb()),
+            stage=lambda: number,
+        )
+    saved = None if checkpoints is None else checkpoints.load()
+    if saved is not None:
+        recorder.restore(saved.pop("recorder"))  # twice the weights
+        order.set_state(saved["order"])
+        set_generator_states(saved["generators"])
+        resumed_seconds, resumed_peak, first = saved["seconds"], saved["peak_memory_mb"], saved["stage"]
+    reset_peak_memory()
+    for number, (stage, epochs) in enumerate(zip(stages, stage_epochs(stages, settings.epochs), strict=True)):
+        if number < first:
+            continue
+        if checkpoints is not None and number > first and checkpoints.due():
+            checkpoints.save(order=order.get_state(), generators=generator_states(), training=None)
+        within = saved if saved is not None and saved["training"] is not None and number == first else None
         enter_stage(model, stage, trained)
         rate = learning_rate * stage.learning_rate_factor
         run = _Stage(
@@ -138,26 +170,33 @@ def fit(
             # The seeds go on where a single stage's would: epoch k has the same order in every strategy.
             seed=seed + len(recorder.history),
             class_weights=None if class_weights is None else class_weights.to(device()),
+            micro_batch_size=micro_batch_size,
         )
         still = [*prefix_modules(model, layout), *_frozen_batch_norms(model)]
         before = len(recorder.history)
         with _attached(data, model, on_step) as attached:
             features = attached.features(data.train, data.validation) if attached is not None else []
-            if attached is not None and features:
+            if attached is not None and features and within is None:
                 _train_on_features(attached.head, features, run, settings, recorder)
             else:
                 with _in_eval_mode(model, still):
-                    _train_with_trainer(model, seed, data, attached, run, settings, recorder, trained)
+                    _train_with_trainer(
+                        model, seed, data, attached, run, settings, recorder, trained, checkpoints, within
+                    )
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
                 recorded_seconds = max(recorded_seconds, attached.recorded_seconds)  # one pass records all cuts
+    number = len(stages)
+    if checkpoints is not None and number > first and checkpoints.due_at_end():
+        checkpoints.save(order=order.get_state(), generators=generator_states(), training=None)
     enter_stage(model, Stage(), trained)
     recorder.restore_best()
     return FitResult(
         best=recorder.best,
         history=recorder.history,
-        train_seconds=time.perf_counter() - started,
-        peak_memory_mb=peak_memory_mb(),
+        train_seconds=resumed_seconds + time.perf_counter() - started,
+        peak_memory_mb=max(resumed_peak, peak_memory_mb()),
+        resumed_seconds=resumed_seconds,
         recorded_seconds=recorded_seconds,
     )
 
@@ -172,9 +211,16 @@ class _Stage:
     sampler: ShuffledBatches
     seed: int
     class_weights: torch.Tensor | None
+    micro_batch_size: int
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy(logits.float(), labels, weight=self.class_weights)
+
+    def weight(self, labels: torch.Tensor) -> torch.Tensor:
+        """What some labels weigh in the mean of a batch."""
+        if self.class_weights is None:
+            return torch.tensor(float(len(labels)), device=labels.device)
+        return self.class_weights[labels.to(self.class_weights.device)].sum()
 
 
 def _train_on_features(
@@ -211,11 +257,13 @@ def _train_with_trainer(
     settings: TrainerSettings,
     recorder: EpochRecorder,
     trained: Collection[str],
+    checkpoints: Checkpoints | None,
+    resumed: Mapping[str, Any] | None,
 ) -> None:
-    """Train whatever is trainable, on recorded states where there are any."""
+    """Train whatever is trainable, on recorded states where there are any, from where a checkpoint was written."""
     from sweeper.training.trainer import StageTrainer, training_arguments  # takes seconds
 
-    train = data.encoder.training(data.train, seed)
+    train = data.encoder.training(data.train, seed, None if resumed is None else _seen(run.sampler, resumed))
     validation: Sequence[Mapping[str, Any]] = data.validation.examples
     if attached is not None:
         validation = attached.examples(data.validation) or validation
@@ -224,8 +272,12 @@ def _train_with_trainer(
     trainer = StageTrainer(
         groups=run.groups,
         sampler=run.sampler,
+        checkpoints=checkpoints,
+        resumed=resumed,
         recorder=recorder,
         loss=None if run.class_weights is None else run.loss,
+        weigh=run.weight,
+        micro_batch_size=run.micro_batch_size,
         model=model,
         args=training_arguments(
             epochs=run.epochs,
@@ -246,7 +298,17 @@ def _train_with_trainer(
         data_collator=data.encoder.collate if attached is None else attached.collate,
     )
     with PooledDropout(), frozen_weights_cast(model, settings.precision, trained):
-        trainer.train()
+        trainer.start()
+
+
+def _seen(sampler: ShuffledBatches, resumed: Mapping[str, Any]) -> np.ndarray:
+    """How often a stage trained on each example before its checkpoint, shape (rows,)."""
+    epochs, steps = divmod(resumed["training"]["step"], resumed["training"]["steps_of_an_epoch"])
+    state = sampler.generator.get_state()
+    seen = np.full(len(sampler), epochs)
+    seen[list(sampler)[: steps * sampler.batch_size]] += 1
+    sampler.generator.set_state(state)
+    return seen
 
 
 def predict(
@@ -267,12 +329,15 @@ def predict(
         examples: Sequence[Mapping[str, Any]] | None = None if attached is None else attached.examples(split)
         collate = data.encoder.collate if attached is None else attached.collate
         examples = split.examples if examples is None else examples
-        for start in range(0, len(split), EVAL_BATCH_SIZE):
-            rows = range(start, min(start + EVAL_BATCH_SIZE, len(split)))
+
+        def logits_of(rows: Sequence[int]) -> np.ndarray:
             batch = collate([examples[row] for row in rows])
             inputs = {name: value.to(device()) for name, value in batch.items() if name != "labels"}
             with autocast(precision):
-                parts.append(model(**inputs).logits.float().cpu().numpy())
+                return model(**inputs).logits.float().cpu().numpy()
+
+        for _, found in Halving(EVAL_BATCH_SIZE).over(range(len(split)), logits_of):
+            parts.append(found)
             on_step()
         if attached is not None:
             attached.ran(1)

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from sweeper.data.encoding import EncodedSplit
+from sweeper.hashing import digest
 from sweeper.objective import Run, Task
 from sweeper.search_space import StrategySpec
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.fit import FitResult
 from sweeper.training.recorder import EpochRecord
 
@@ -59,6 +61,7 @@ def self_train(
     on_step: Callable[[], None] = lambda: None,
     on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
     on_round: Callable[[Round], None] = lambda done: None,
+    checkpoints: Checkpoints | None = None,
 ) -> Run:
     """Train one configuration, then, in each round, again on the train split and on confident predictions.
 
@@ -87,12 +90,23 @@ def self_train(
         on_step: called between steps, those of labelling too; may raise to end the run (interruption).
         on_sizes: called with the model's sizes before the first training.
         on_round: called when the items of a round are labelled.
+        checkpoints: of all rounds; a round that ended after the first of them is not trained again, only its labels
+            are given again.
 
     Raises:
         Diverged: a loss is not finite, in whichever round.
     """
-    best = task.run(spec, configuration, seed=seed, on_epoch=on_epoch, on_step=on_step, on_sizes=on_sizes)
+    best = task.run(
+        spec,
+        configuration,
+        seed=seed,
+        on_epoch=on_epoch,
+        on_step=on_step,
+        on_sizes=on_sizes,
+        checkpoints=checkpoints and checkpoints.within("round-0"),
+    )
     last, history, seconds, memory = best, list(best.fit.history), best.fit.train_seconds, best.fit.peak_memory_mb
+    resumed_seconds = best.fit.resumed_seconds
     labels: dict[int, int] = {}
     for number in range(1, settings.rounds + 1):
         started = time.perf_counter()
@@ -110,15 +124,24 @@ def self_train(
 
         train = task.train.joined(unlabelled.select(list(labels), list(labels.values())))
         last = replace(task, train=train).run(
-            spec, configuration, seed=seed, on_epoch=lambda record: on_epoch(later(record)), on_step=on_step
+            spec,
+            configuration,
+            seed=seed,
+            on_epoch=lambda record: on_epoch(later(record)),
+            on_step=on_step,
+            # Of these labels only: those that lead to others are passed over.
+            checkpoints=checkpoints and checkpoints.within(f"round-{number}-{digest(sorted(labels.items()), 12)}"),
         )
         last.fit = replace(last.fit, best=later(last.fit.best), history=[later(record) for record in last.fit.history])
         history += last.fit.history
         seconds += last.fit.train_seconds
+        resumed_seconds += last.fit.resumed_seconds
         memory = max(memory, last.fit.peak_memory_mb)
         if _better(last.fit, best.fit, task):
             best = last
-    best.fit = replace(best.fit, history=history, train_seconds=seconds, peak_memory_mb=memory)
+    best.fit = replace(
+        best.fit, history=history, train_seconds=seconds, peak_memory_mb=memory, resumed_seconds=resumed_seconds
+    )
     return best
 
 

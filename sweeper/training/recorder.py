@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["Diverged", "EpochRecord", "EpochRecorder", "scores"]
 
 
+#: Mean cross-entropy, in nats, from which no classifier comes back: its logits are off by ten thousand.
+EXPLODED_LOSS = 1e4
+
+
 class Diverged(Exception):
-    """The training or validation loss is no longer finite; the message says which and when."""
+    """The training or validation loss is no longer finite, or has exploded; the message says which and when."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class EpochRecorder:
             *model.buffers(),
         ]
         self._best_state: list[torch.Tensor] = []
-        self._started = 0.0
-        self._seconds = 0.0
+        self._started: float | None = None
+        self._seconds = 0.0  # of the current epoch, up to a checkpoint or its end
         self._waited = 0
         self._stage_started = 0
 
@@ -87,18 +91,43 @@ class EpochRecorder:
             for tensor, best in zip(self._state, self._best_state, strict=True):
                 tensor.copy_(best)
 
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` needs, the weights that train among it, as tensors and plain values."""
+        return {
+            "history": [asdict(record) for record in self.history],
+            "weights": [tensor.detach() for tensor in self._state],
+            "best": self._best_state,
+            "waited": self._waited,
+            "stage_started": self._stage_started,
+            "seconds": self._epoch_seconds(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state` was called, the model's weights included; the epochs are reported again."""
+        with torch.no_grad():
+            for tensor, saved in zip(self._state, state["weights"], strict=True):
+                tensor.copy_(saved)
+        own = zip(self._state, state["best"], strict=True) if state["best"] else ()
+        self._best_state = [best.to(tensor.device) for tensor, best in own]
+        self._waited, self._stage_started = state["waited"], state["stage_started"]
+        self._seconds = state["seconds"]
+        for values in state["history"]:
+            self.history.append(EpochRecord(**values))
+            self._on_epoch(self.history[-1])
+
     def stage_begins(self) -> None:
         """Early stopping counts anew."""
         self._waited = 0
         self._stage_started = len(self.history)
 
     def epoch_begins(self) -> None:
-        """Its time counts from now, until :meth:`epoch_trained`."""
-        self._started = time.perf_counter()
+        """Its time counts from now, until :meth:`epoch_trained`; what a checkpoint holds of it counts too."""
+        self._started = time.perf_counter() - self._seconds
 
     def epoch_trained(self) -> None:
         """What follows is the evaluation."""
-        self._seconds = time.perf_counter() - self._started
+        self._seconds = self._epoch_seconds()
+        self._started = None
 
     def epoch_ends(self, train_loss: float, validation: dict[str, float]) -> bool:
         """Record an epoch; true where the stage is to stop.
@@ -108,7 +137,7 @@ class EpochRecorder:
             validation: ``loss``, ``accuracy`` and ``macro_f1`` of the validation split.
 
         Raises:
-            Diverged: a loss is not finite.
+            Diverged: a loss is not finite, or has exploded.
         """
         record = EpochRecord(
             epoch=len(self.history) + 1,
@@ -119,14 +148,19 @@ class EpochRecorder:
             train_samples_per_second=self._examples / max(self._seconds, 1e-9),
         )
         for loss in ("train_loss", "validation_loss"):
-            if not math.isfinite(value := getattr(record, loss)):
-                raise Diverged(f"{loss} is {value} after epoch {record.epoch}")
+            if not abs(value := getattr(record, loss)) < EXPLODED_LOSS:
+                shown = f"{value:.3g}" if math.isfinite(value) else value
+                raise Diverged(f"{loss} is {shown} after epoch {record.epoch}")
+        self._seconds = 0.0
         self.history.append(record)
         if self.best is record:
             self._best_state = [tensor.detach().clone() for tensor in self._state]
         stops = self._stops_early(record)
         self._on_epoch(record)
         return stops
+
+    def _epoch_seconds(self) -> float:
+        return self._seconds if self._started is None else time.perf_counter() - self._started
 
     def _stops_early(self, record: EpochRecord) -> bool:
         patience, name = self._settings.early_stopping_patience, self._settings.early_stopping_metric

@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 import torch
 
-from sweeper.files import replaced
+from sweeper.files import replaced, reserved
 
 __all__ = ["StateStore", "States"]
 
@@ -119,7 +119,7 @@ class StateStore:
             fresh.mkdir(parents=True)
             values = fresh / _VALUES
             with values.open("wb") as file:
-                file.truncate(record["bytes"])
+                reserved(file, record["bytes"])
             yield _mapped(values, record, writable=True)
             record["seconds"] = seconds()
             record["crc32"] = _checksum(values)

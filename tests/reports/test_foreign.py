@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +17,7 @@ from sweeper import commands
 from sweeper.config import Config, TrackingConfig
 from sweeper.errors import ThawlineError
 from tests.cli import give_database
+from tests.mlflow_server import Server
 from tests.reports.conftest import Recorder, predictions
 
 GUIDE = Path(__file__).parents[2] / "docs" / "mlflow_schema.md"
@@ -216,28 +211,10 @@ def test_deleted_artifacts_leave_a_report_that_says_so(tmp_path):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A real ``mlflow server`` that keeps and serves the artifacts itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
-    command += ["--artifacts-destination", str(tmp_path / "served"), "--serve-artifacts"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+    server = Server(tmp_path / "server")
+    server.start()
+    yield server.uri
+    server.kill()
 
 
 @pytest.mark.slow
@@ -254,6 +231,6 @@ def test_a_tracking_server_and_the_artifacts_that_it_serves(server, tmp_path):
     report = reports.build_report(server, reports_dir=tmp_path / "reports")
     assert report.summary.startswith("Train **large**") and "variance over seeds and test items" in text(report)
     assert len(reports.load_comparison(server).predictions) == 4
-    assert list((tmp_path / "served").rglob("predictions.csv"))  # they lie with the server alone
+    assert list((tmp_path / "server/files").rglob("predictions.csv"))  # they lie with the server alone
     with pytest.raises(ThawlineError, match="unknown comparison 'their': did you mean 'theirs'"):
         reports.load_comparison(server, "their")

@@ -9,6 +9,7 @@ import pytest
 
 import reports
 from reports.tables import accounting_table, comparison_table, hyperparameters_table
+from sweeper import schema
 from sweeper.errors import ConfigError, ThawlineError
 from tests.reports.conftest import EQUAL, FAILURES, HOSTILE, KNOWN, SINGLE
 
@@ -165,7 +166,7 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
         "Device: cpu.",
         "`sha256:feed`",
         "12 duplicate texts",
-        "Groups of items that stay in one split: 300 train, 100 test.",
+        "Groups of items (those that share a source) that stay in one split: 300 train, 100 test.",
         "Texts cut at the maximal length: 7 train.",
         "| fresh | 620 (62.0 %) | 1000 (50.0 %) |",
         "make sweep STRATEGY=lora TRIALS=4",
@@ -199,3 +200,12 @@ def test_tables_hold_plain_values(uri):
 def test_fewer_finished_trials_are_unequal(uri):
     accounts = accounting_table(reports.load_comparison(uri, EQUAL)).set_index("strategy")
     assert list(accounts["unequal"][["zero", "prompt", "bitfit"]]) == [False, False, True]
+
+
+def test_batches_that_did_not_fit_are_said(recorder, tmp_path):
+    study = recorder.study("c-memory", "lora")
+    for seed, at_once in enumerate((4.0, 16.0, 4.0)):
+        sizes = {"params": {schema.PARAM_BATCH_SIZE: 16}, "metrics": {schema.MICRO_BATCH_SIZE: at_once}}
+        recorder.final("c-memory", study, seed, 0.7, size=591_000, **sizes)
+    text = reports.build_report(recorder.uri, reports_dir=tmp_path, comparison="c-memory").path.read_text()
+    assert "lora: memory ran out in 2 runs, which took 4 examples of a batch of 16 at once" in text

@@ -109,6 +109,7 @@ def test_same_comparisons_in_any_order_are_one_page(uri, three):
     assert list(folder.parent.iterdir()) == [folder]
 
 
+@pytest.mark.slow
 def test_names_reach_it_from_the_command_line(uri, tmp_path):
     command = [sys.executable, "-m", "sweeper", "report", f"tracking.uri={uri}", f"output_dir={tmp_path}"]
     done = subprocess.run([*command, "report.comparison=s-one,s-two"], check=True, capture_output=True, text=True)
@@ -184,6 +185,7 @@ def test_equal_strategies_are_rarely_called_different():
     assert rejected <= 17  # at a true rate of 5 % more than 17 of 200 have a chance of 1.5 %
 
 
+@pytest.mark.slow
 def test_comparisons_that_share_a_dataset_claim_no_significance(uri, tmp_path, monkeypatch):
     monkeypatch.setattr("reports.summary.LEAST_DATASETS", 2)
     shared = reports.build_summary(uri, reports_dir=tmp_path, comparisons=["s-one", "s-two", "s-three"])

@@ -438,6 +438,7 @@ def test_quantised_weights_are_near_and_frozen(bits: int, error: float) -> None:
         torch.testing.assert_close(model(x), pretrained(x), atol=error, rtol=error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(32, 32), (48, 96), (7, 9), (3, 128)])
 @pytest.mark.parametrize(("bits", "error"), [(4, 0.12), (8, 0.01)])
 def test_weights_of_any_shape_survive_quantising(shape: tuple[int, int], bits: int, error: float) -> None:

@@ -33,7 +33,7 @@ MODELS = {
     "cnn": ("resnet", "image", "linear"),
     "vit": ("vit-timm", "image", "native"),
 }
-ALL_STRATEGIES = ("encoder", "cnn")  # of the others, the slow tests run what is not run here
+QUICK = {"encoder": "lora-last", "cnn": "gradual"}  # besides frozen and partial; the slow tests run all of them
 STRATEGIES = {
     "frozen": Frozen(),
     "partial": Partial(num_blocks=1),
@@ -85,9 +85,7 @@ def spec(strategy: Strategy) -> StrategySpec:
 @pytest.mark.parametrize(
     ("tasks", "name"),
     [
-        pytest.param(
-            model, name, marks=() if model in ALL_STRATEGIES or name in ("frozen", "partial") else pytest.mark.slow
-        )
+        pytest.param(model, name, marks=() if name in ("frozen", "partial", QUICK.get(model)) else pytest.mark.slow)
         for model in MODELS
         for name in STRATEGIES
     ],

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import optuna
+import pytest
 
 from tests import cli
 
@@ -22,6 +23,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_what_exceeds_the_budget_of_parameters_is_not_trained_and_does_not_win(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -164,6 +167,24 @@ def test_what_the_hub_does_not_give_is_said_in_two_lines(client: Client, overrid
     assert "Traceback" not in printed
     advice = [line for line in printed.splitlines() if line.startswith("  ")]
     assert advice or "allowed:" in printed
+
+
+def test_pickled_weights_of_the_hub_run_no_code(
+    hub: Hub, client: Client, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, ran = tmp_path / "pickled", tmp_path / "ran"
+    shutil.copytree(checkpoint("bert"), folder)
+    (folder / "model.safetensors").unlink()
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (ran,))
+
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"embeddings.word_embeddings.weight": Runs()}))
+    hub.add("user/pickled", folder)
+    printed = client.run(*TEXT, "model.name=user/pickled", status=2)
+    assert "pickled weights hold more than tensors" in printed and "Traceback" not in printed
+    assert not ran.exists()
 
 
 def test_without_a_connection_or_a_cache_it_says_so_at_once(hub: Hub, client: Client) -> None:

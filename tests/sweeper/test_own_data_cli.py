@@ -70,6 +70,7 @@ def test_a_csv_of_reviews_from_file_to_report(tmp_path: Path, tiny_checkpoint: P
     assert f"{abs(difference):.3f}" in section and "1 of 2" in section
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_from_folder_to_report(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
     noise = np.random.default_rng(0)
     for place in range(60):

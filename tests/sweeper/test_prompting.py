@@ -404,6 +404,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_prompted_model_is_a_row_that_is_asked_once(
     server: Server, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_all_trainings_are_paid_for(watch: Any) -> None:
     assert seen.run.metrics()["epochs_run"] == 2 * EPOCHS
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rounds(task: Task, watch: Any) -> None:
     sure = probabilities(task.run(SPEC, {}, seed=7), task.unlabelled(60, seed=1)).amax(-1)
     first, second = (watch(1, float(sure.median())) for _ in range(2))

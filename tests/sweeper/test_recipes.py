@@ -96,6 +96,7 @@ def test_the_tutorials_values_are_pinned() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_text_model_is_fine_tuned(tmp_path: Path, embedded: Callable[..., list[str]]) -> None:
     """LoRA on DistilBERT's native head: the queries and values, and a head of two layers."""
     run(tmp_path, "sweep", *embedded("lora_imdb", "distilbert"), *TINY, "trainer.epochs=1")

@@ -87,6 +87,7 @@ def test_rounds_are_logged_and_epochs_go_on(wrapped: tuple[Path, str, str]) -> N
     assert runs(output, strategy="frozen")["metrics.epochs_run"].dropna().tolist() == [2, 2]
 
 
+@pytest.mark.slow
 def test_domain_pretraining_is_charged_and_not_repeated_on_resume(
     wrapped: tuple[Path, str, str], tiny: list[str]
 ) -> None:

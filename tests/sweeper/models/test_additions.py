@@ -248,6 +248,7 @@ def test_a_model_made_from_the_config_starts_as_the_identity() -> None:
     torch.testing.assert_close(again(input_ids=ids, attention_mask=mask).logits, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_saved_models_load_where_the_project_cannot_be_imported(tmp_path: Path) -> None:
     models = [carrying("bert", "adapters"), carrying("gpt2", "prompt"), carrying("bert", "prefix", "native")]
     models[0].add_virtual_tokens(2)
