@@ -202,7 +202,7 @@ def test_deleted_artifacts_leave_a_report_that_says_so(tmp_path):
         recorder.final("c", study, seed, accuracy, size=10)
     recorder.floor("c", "majority", 0.6)
     with_them = reports.build_report(recorder.uri, reports_dir=tmp_path)
-    assert "variance over seeds and test items" in text(with_them) and "no readable" not in text(with_them)
+    assert "with the variance over both" in text(with_them) and "no readable" not in text(with_them)
     shutil.rmtree(tmp_path / "art")
     without = reports.build_report(recorder.uri, reports_dir=tmp_path)
     assert without.summary.startswith("Train **lora**") and "Student's t over seeds" in text(without)
