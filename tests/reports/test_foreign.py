@@ -229,7 +229,7 @@ def test_a_tracking_server_and_the_artifacts_that_it_serves(server, tmp_path):
         accuracy, seed = run.data.metrics["test_accuracy"], int(run.data.params["seed"])
         client.log_text(run.info.run_id, predictions(accuracy, seed).to_csv(index=False), "predictions.csv")
     report = reports.build_report(server, reports_dir=tmp_path / "reports")
-    assert report.summary.startswith("Train **large**") and "variance over seeds and test items" in text(report)
+    assert report.summary.startswith("Train **large**") and "with the variance over both" in text(report)
     assert len(reports.load_comparison(server).predictions) == 4
     assert list((tmp_path / "server/files").rglob("predictions.csv"))  # they lie with the server alone
     with pytest.raises(ThawlineError, match="unknown comparison 'their': did you mean 'theirs'"):
