@@ -256,9 +256,10 @@ class Task:
     ) -> Run:
         """Train one configuration on the train split, its best epoch chosen on the validation split.
 
-        Where memory runs out, the run starts anew with half the examples of a batch going through the model at once,
-        again and again. A step remains one of the whole batch, so that the result is the same, but for what draws or
-        measures per pass: dropout's masks, and batch norms that train. Epochs that were told of are not told of again.
+        Where memory runs out, the run starts anew, or goes on from its last checkpoint, with half the examples of a
+        batch going through the model at once, again and again. A step remains one of the whole batch, so that the
+        result is the same, but for what draws or measures per pass: dropout's masks, and batch norms that train. Epochs
+        that were told of are not told of again.
 
         Args:
             spec: the strategy and its fixed values.
@@ -310,7 +311,9 @@ class Task:
                     raise
                 logger.warning("out of memory with %d examples at once: the run starts anew, with %d", size, size // 2)
             else:
-                return Run(strategy, model, replace(result, train_seconds=lost + result.train_seconds), sizes, size)
+                # What a checkpoint kept of the attempts that ran out of memory is in the result already.
+                seconds = max(0.0, lost - result.resumed_seconds) + result.train_seconds
+                return Run(strategy, model, replace(result, train_seconds=seconds), sizes, size)
             lost += time.perf_counter() - started
             self.micro_batch_sizes[strategy.name] = size // 2
             del model
