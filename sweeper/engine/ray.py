@@ -96,7 +96,7 @@ class RayEngine(WorkerEngine):
                 if self._deaths == DEATHS:
                     raise StudyError(
                         f"engine=ray: {DEATHS} workers died one after another when they were started: {_brief(error)}",
-                        "Ray's logs, below /tmp/ray on the worker's machine, say more.",
+                        "Ray's logs on the worker's machine say more.",
                     ) from error
                 break  # another one is asked for the next time
             except RayTaskError as error:
@@ -183,7 +183,7 @@ class _Remote:
             raise StudyError(f"engine=ray: the worker on {said['host']} runs other versions: {other}", _SAME)
         self.pid = said["pid"]
         self._where = f"worker {said['pid']} on {said['host']}"
-        self.actor.begin.remote(said["node"] != here)
+        self.actor.begin.remote(said["node"] != here, os.getcwd())
         self._ask()
         self.arrived = True
 
@@ -247,7 +247,9 @@ def _connect(address: str | None) -> bool:
             ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         if address is None:
-            raise StudyError(f"engine=ray: Ray cannot be started: {_brief(error)}", "Ray's logs: /tmp/ray.") from error
+            raise StudyError(
+                f"engine=ray: Ray cannot be started: {_brief(error)}", "Ray's own logs say more."
+            ) from error
         raise StudyError(
             f"engine.address={address}: this cluster cannot be joined: {_brief(error)}",
             "`ray status` on this machine shows whether it is part of a cluster; docs/scale.md says how to start one.",
@@ -325,8 +327,10 @@ def _versions() -> dict[str, str]:
 
 
 def _brief(error: BaseException | None) -> str:
-    """An error of Ray in a line: they explain themselves at length."""
-    return textwrap.shorten(str(error), 240) or type(error).__name__
+    """An error of Ray in a line: they explain themselves at length, after a list of the actor's properties."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    unexpected = "died unexpectedly before finishing this task"
+    return textwrap.shorten(" ".join(lines[1:] if unexpected in lines[0] and lines[1:] else lines), 240)
 
 
 # --- in the worker -----------------------------------------------------------------------------------------------
@@ -355,8 +359,10 @@ class _Actor:
         node = ray.get_runtime_context().get_node_id()
         return {"node": node, "host": platform.node(), "pid": os.getpid(), "versions": _versions()}
 
-    def begin(self, apart: bool) -> None:
-        """Serve the owner from now on; ``apart`` = on another machine."""
+    def begin(self, apart: bool, folder: str) -> None:
+        """Serve the owner, whose working folder this is, from now on; ``apart`` = on another machine."""
+        with contextlib.suppress(OSError):  # what paths are relative to; another machine may not have it
+            os.chdir(folder)
         threading.Thread(target=self._live, args=(apart,), daemon=True).start()
 
     def _live(self, apart: bool) -> None:

@@ -113,7 +113,7 @@ def serve(pipe: Pipe, read: Callable[[Shared], Workload], *, apart: bool = False
     Args:
         pipe: to the owner.
         read: makes a workload of what the owner shared.
-        apart: the owner's folders are out of reach: a model that is to be saved is sent.
+        apart: the owner's folders are out of reach: a model that is to be saved is sent, checkpoints are not written.
     """
     workload: Workload | None = None
     with contextlib.suppress(EOFError, OSError, _OwnerDied):
@@ -133,6 +133,8 @@ def _carry_out(workload: Workload, job: Job, pipe: Pipe, apart: bool) -> Ended:
     try:
         with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
             owner = _Owner(pipe, workload.task.cache, Path(folder, "model") if apart else None)
+            if apart:
+                job = replace(job, checkpoints=None)  # the owner could neither find nor remove them
             train(workload, job, owner, owner.look)
             owner.send_saved()
     except _Stopped:

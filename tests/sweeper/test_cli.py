@@ -328,6 +328,16 @@ def test_hydras_own_multirun_works(tmp_path: Path, tiny: list[str]) -> None:
     assert len(runs(tmp_path, kind="study")) == 2
 
 
+@pytest.mark.slow
+def test_studies_go_side_by_side_through_hydras_joblib(tmp_path: Path, tiny: list[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    launcher = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+    arguments = [*launcher, "strategy=frozen,zero_shot", *tiny, "study.n_trials=1", "final.seeds=1"]
+    run(tmp_path / "${hydra:job.num}", *arguments)
+    assert list(runs(tmp_path / "0", kind="final")["tags.thawline.strategy"]) == ["frozen"]
+    assert list(runs(tmp_path / "1", kind="floor", strategy="zero_shot")["tags.thawline.state"]) == ["complete"]
+
+
 @pytest.mark.timeout(600)
 def test_the_real_thing_on_embedded_weights_and_data(tmp_path: Path) -> None:
     """MiniLM on review lines through `experiment=smoke`, by a user in another folder."""

@@ -145,6 +145,8 @@ def test_a_key_that_another_strategy_has_is_refused() -> None:
         ("dataset=csv dataset.path=a.csv dataset.test_path=./a.csv", "must differ"),
         ("dataset=csv dataset.split_column=a dataset.test_path=b.csv", "give one of them"),
         ("dataset=csv dataset.modality=image", "dataset.modality=image: dataset.source=csv holds text"),
+        ("engine.workers=2", "engine.name=inline does not read it; it is for processes, ray"),
+        ("engine.address=auto", "engine.name=inline does not read it; it is for ray"),
     ],
 )
 def test_impossible_values_are_named(override: str, words: str) -> None:

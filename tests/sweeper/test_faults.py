@@ -54,8 +54,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(disk: Path, *, free: int) -> Path:
     """A file that leaves so many bytes of a disk."""
-    status = os.statvfs(disk)
     filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    status = os.statvfs(disk)
     filler.write_bytes(b"\0" * (status.f_bavail * status.f_frsize - free))
     return filler
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sweeper.engine import WorkerDied, Workload
+from sweeper.engine import WorkerDied, Workload, engine_problems
 from sweeper.engine.ray import RayEngine, _shares
 from sweeper.engine.workers import WorkerEngine
 from sweeper.errors import StudyError
@@ -103,3 +103,15 @@ def test_what_is_there_is_shared_equally(nodes: list[Any], asked: tuple[Any, ...
 def test_what_no_machine_has_is_refused_with_what_they_have() -> None:
     with pytest.raises(StudyError, match=r"takes 1 CPUs and 1 GPUs, and no machine has that: 2 CPUs and 0 GPUs; 4"):
         _shares([node(2), node(4)], None, 1, 1)
+
+
+def test_a_start_on_each_device_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (problem,) = engine_problems("inline")
+    assert "WORLD_SIZE=2" in problem and "engine=ray" in problem
+
+
+def test_a_missing_ray_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeper.engine.find_spec", lambda name: None)
+    (problem,) = engine_problems("ray")
+    assert "pip install 'thawline[ray]'" in problem
