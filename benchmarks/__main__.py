@@ -94,14 +94,14 @@ SMALL = (
     Case("full", ("full",), 2, 2, train=300, validation=150),
 )
 FULL = (
-    Case("frozen", ("frozen",), 30, 5, baseline_trials=4),
+    Case("frozen, 30 trials", ("frozen",), 30, 5, baseline_trials=4),
     Case("frozen, 90 trials", ("frozen",), 90, 5, baseline_trials=4),
-    Case("frozen, images", ("frozen",), 30, 5, 700, 300, "image", baseline_trials=2),
+    Case("frozen, images, 30 trials", ("frozen",), 30, 5, 700, 300, "image", baseline_trials=2),
     Case("frozen, images, 90 trials", ("frozen",), 90, 5, 700, 300, "image", baseline_trials=2),
     Case("frozen, 9,000 examples", ("frozen",), 30, 2, train=9000, baseline_trials=1),
     Case("partial, last 2 of 6 blocks", ("partial",), 8, 3, baseline_trials=4),
     Case("LoRA r=8", ("lora",), 4, 3, baseline_trials=2),
-    Case("full", ("full",), 4, 3, baseline_trials=2),
+    Case("full, text", ("full",), 4, 3, baseline_trials=2),
     Case("full, images", ("full",), 2, 2, 300, 100, "image", baseline_trials=2),
     Case("mixed", ("frozen", "partial", "lora", "full"), 4, 3, baseline_trials=2),
 )

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from reports import formats
-from reports.formats import code, count, escape, floor_name, is_missing, score, score_interval, setting
+from reports.formats import code, count, escape, floor_name, is_missing, score, score_interval, setting, signed
 from reports.load import Comparison, best_trial, score_column
-from reports.stats import SeedScores, paired_difference, pool
+from reports.stats import SeedScores, crossed_components, paired_difference, pool
 from reports.tables import floor_scores, single_class_finals, strategy_scores
 from sweeper import schema
 
@@ -142,41 +142,79 @@ def data_warnings(evidence: Evidence) -> list[str]:
 
 
 def validation_test_gap(evidence: Evidence) -> list[str]:
-    """Finals whose validation and test accuracy differ by more than sampling and choosing among trials explain.
+    """Finals whose validation and test accuracy differ by more than sampling and choosing explain.
 
-    Sampling: the half-width of the test interval, and the same scaled to the size of the validation split. Choosing:
-    validation picked the best of n trials, which lifts it by E[max of n standard normals] standard errors at the most,
-    as if trials were independent (Blom's approximation, 1958).
+    Sampling: both splits are samples of items or of groups of them, with the variance between items that the test
+    predictions show. Groups that are smaller in the validation split weigh less there (design effect 1 + (m - 1) rho of
+    groups of m items, Kish 1965); seeds are the same on both sides. Choosing: validation picked the best of n trials
+    and epochs, which lifts it by E[max of n standard normals] (Blom's approximation, 1958) times what configurations
+    do not share of their noise, at the most; seeds of one configuration show how much that is. Where there are no
+    predictions, all noise is taken for their own.
     """
     from scipy.stats import norm
 
+    gaps = {str(study["label"]): _gap(evidence, study) for study in evidence.studies()}
     found = []
     for study in evidence.studies():
-        row = evidence.table[evidence.table["strategy"] == study["label"]].iloc[0]
-        finals = evidence.comparison.finals(study["study"])
-        validation, test = finals[schema.BEST_VALIDATION_ACCURACY].mean(), row["test_accuracy"]
-        sizes = [_size(evidence.comparison, study, of) for of in (schema.PARAM_VALIDATION_SIZE, schema.PARAM_TEST_SIZE)]
-        half = (row["test_accuracy_high"] - row["test_accuracy_low"]) / 2
-        if any(map(is_missing, (validation, test, half, *sizes))):
+        validation, test = gap = gaps[str(study["label"])]
+        noise = None if any(map(is_missing, gap)) else _gap_noise(evidence, study)
+        if noise is None:
             continue
-        half_validation = half * math.sqrt(sizes[1] / sizes[0])
-        n = max(1.0, row["trials"])
-        best_of_n = float(norm.ppf((n - 0.375) / (n + 0.25)))
-        optimism = max(0.0, best_of_n) * half_validation / float(norm.ppf((1 + evidence.confidence) / 2))
-        sampling = math.hypot(half, half_validation)
-        gap = validation - test
-        if gap > sampling + optimism:
-            why = f"sampling and the choice among {n:.0f} trials explain {score(sampling + optimism)}"
+        row = evidence.table[evidence.table["strategy"] == study["label"]].iloc[0]
+        epochs = _size(evidence.comparison, study, schema.PARAM_EPOCHS)
+        n = max(1.0, row["trials"]) * (1.0 if is_missing(epochs) else max(1.0, epochs))
+        sampling = float(norm.ppf((1 + evidence.confidence) / 2)) * noise[0]
+        choosing = max(0.0, float(norm.ppf((n - 0.375) / (n + 0.25)))) * noise[1]
+        lost = validation - test
+        if lost > sampling + choosing:
+            why = f"sampling and the choice among {row['trials']:.0f} trials explain {score(sampling + choosing)}"
             what = "the splits may differ, or the search fitted the validation split"
-        elif gap < -sampling:
+        elif lost < -sampling:
             why, what = f"sampling explains {score(sampling)}", "the test split may be easier than what trials saw"
         else:
             continue
+        others = [v - t for label, (v, t) in gaps.items() if label != study["label"] and not is_missing(v - t)]
+        ends = dict.fromkeys(map(signed, (-max(others), -min(others)))) if others else ()
+        beside = f" (others here: {' to '.join(ends)})" if ends else ""
         found.append(
-            f"{escape(study['label'])}: validation accuracy {score(validation)}, test accuracy {score(test)}; {why}: "
-            f"{what}."
+            f"{escape(study['label'])}: its finals reach validation accuracy {score(validation)}, test accuracy "
+            f"{score(test)}, a difference of {signed(-lost)}{beside}; {why}: {what}."
         )
     return found
+
+
+def _gap(evidence: Evidence, study: pd.Series) -> tuple[float, float]:
+    """Mean validation and test accuracy of a study's finals."""
+    row = evidence.table[evidence.table["strategy"] == study["label"]].iloc[0]
+    return float(row["validation_accuracy"]), float(row["test_accuracy"])
+
+
+def _gap_noise(evidence: Evidence, study: pd.Series) -> tuple[float, float] | None:
+    """Standard errors of validation less test accuracy, and of what a configuration's validation score has of its own.
+
+    ``None`` where the size of a split is unknown.
+    """
+    sizes = [_size(evidence.comparison, study, of) for of in (schema.PARAM_VALIDATION_SIZE, schema.PARAM_TEST_SIZE)]
+    if any(map(is_missing, sizes)):
+        return None
+    validation_size, test_size = sizes
+    scores = evidence.scores[str(study["label"])]
+    accuracy = float(scores.accuracies.mean())
+    spread = accuracy * (1 - accuracy)
+    if scores.correct is None:
+        return math.sqrt(spread / test_size + spread / validation_size), math.sqrt(spread / validation_size)
+    seen = crossed_components(
+        scores.correct.to_numpy(), None if scores.groups is None else scores.groups.reindex(scores.correct.index)
+    )
+    item, own = seen.items + seen.residual / seen.n_seeds, seen.residual if seen.n_seeds > 1 else seen.items
+    groups = evidence.comparison.data_summary.get("groups")
+    held = groups.get("validation") if isinstance(groups, dict) else None
+    ratio = 1.0
+    if isinstance(held, int) and held > 0 and seen.n_groups < seen.n_items and spread:
+        design = (seen.items + seen.residual) / spread
+        rho = max(0.0, design - 1) / (seen.n_items / seen.n_groups - 1)
+        ratio = (1 + rho * max(0.0, validation_size / held - 1)) / max(1.0, design)
+    return math.sqrt(item / test_size + ratio * item / validation_size), math.sqrt(ratio * own / validation_size)
 
 
 # --- the training did not do what was asked of it ------------------------------------------------------------------
@@ -212,8 +250,10 @@ def diverged(evidence: Evidence) -> list[str]:
 def not_converged(evidence: Evidence) -> list[str]:
     """Finals whose validation accuracy was still rising at the last epoch.
 
-    Rising means that the last epoch of the ceiling gained, on average over the finals, more than two standard errors of
-    a validation accuracy, sqrt(p (1 - p) / n), and more than two standard errors over the finals.
+    Either the last epoch of the ceiling gained, on average over the finals, more than two standard errors of a
+    validation accuracy, sqrt(p (1 - p) / n), and more than two standard errors over the finals; or every final kept
+    that epoch, which k finals of e epochs without a trend do with probability e^-k, and it gained more than a standard
+    error over the finals.
     """
     found = []
     for study in evidence.studies():
@@ -227,13 +267,19 @@ def not_converged(evidence: Evidence) -> list[str]:
                 ends.append(float(curve.iloc[-1]))
         if not gains or is_missing(size):
             continue
-        gain, end = sum(gains) / len(gains), sum(ends) / len(ends)
-        if gain > 2 * max(math.sqrt(end * (1 - end) / size), _standard_error(gains)):
-            found.append(
-                f"{escape(study['label'])} was still improving when training ended: epoch {ceiling:.0f} brought "
-                f"{100 * gain:.1f} points of validation accuracy. Its score probably understates it; raise "
-                "`trainer.epochs`."
-            )
+        gain, end, error = sum(gains) / len(gains), sum(ends) / len(ends), _standard_error(gains)
+        kept = evidence.comparison.finals(study["study"])[schema.BEST_EPOCH]
+        by_chance = ceiling ** -len(kept) if (kept == ceiling).all() and len(gains) == len(kept) else 1.0
+        if gain > 2 * max(math.sqrt(end * (1 - end) / size), error):
+            what = "was still improving when training ended"
+        elif by_chance < 1 - evidence.confidence and gain > error:
+            what = f"may not have trained to the end: all {len(kept)} finals kept the last epoch allowed"
+        else:
+            continue
+        found.append(
+            f"{escape(study['label'])} {what}; epoch {ceiling:.0f} brought {100 * gain:.1f} points of validation "
+            "accuracy. Its score may understate it; raise `trainer.epochs`."
+        )
     return found
 
 
@@ -256,10 +302,10 @@ def overconfident(evidence: Evidence) -> list[str]:
         holds = accuracy[last] >= accuracy[best] - math.sqrt(accuracy[best] * (1 - accuracy[best]) / size)
         if holds and loss[last] > (1 + LOSS_RISE) * loss[best] and loss[last] - loss[best] > _standard_error(rises):
             found.append(
-                f"{escape(study['label'])}: validation loss rises from {loss[best]:.3f} (epoch {best:.0f}) to "
-                f"{loss[last]:.3f} (epoch {last:.0f}) while accuracy holds ({score(accuracy[best])}, then "
-                f"{score(accuracy[last])}): its probabilities grow too sure. Where they matter, train fewer epochs or "
-                "choose by `study.metric=validation_loss`."
+                f"{escape(study['label'])}: the mean validation loss of {_number_of(curves)} rises from "
+                f"{loss[best]:.3f} (epoch {best:.0f}) to {loss[last]:.3f} (epoch {last:.0f}) while accuracy goes from "
+                f"{score(accuracy[best])} to {score(accuracy[last])}: its probabilities grow too sure. Where they "
+                "matter, train fewer epochs or choose by `study.metric=validation_loss`."
             )
     return found
 
@@ -350,8 +396,8 @@ CHECKS = (
     below_floor,
     collapsed,
     count_differs,
-    data_warnings,
     validation_test_gap,
+    data_warnings,
     diverged,
     not_converged,
     few_steps,
@@ -370,6 +416,10 @@ def class_name(comparison: Comparison, label: object) -> str:
 
 def _of_finals(study: pd.Series, number: int, of: int) -> str:
     return f"{escape(study['label'])}: {count(number)} of {count(of)} finals"
+
+
+def _number_of(finals: Sequence[object]) -> str:
+    return f"{len(finals)} final{'s' * (len(finals) > 1)}"
 
 
 def _size(comparison: Comparison, study: pd.Series, param: str) -> float:

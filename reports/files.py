@@ -90,7 +90,9 @@ def write_pages(
     figures = {f"{drawing.name}.svg": drawing.svg() for drawing in drawings}
     pictures = defaultdict(str)  # what was not drawn is empty text
     for drawing in drawings:
-        pictures[drawing.name] = f"![{formats.escape(drawing.alt, limit=1200)}]({drawing.name}.svg)"
+        said = formats.escape(drawing.alt, limit=1200)
+        first = re.split(r"(?<=\.) ", said)[0]
+        pictures[drawing.name] = f"![{first}]({drawing.name}.svg)\n\n*{said}*"
     environment = _environment()
     rebuild = formats.rebuild_command
     if folder.parent.name == "reports":  # of an output folder, where MLflow's database is looked for

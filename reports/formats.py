@@ -25,6 +25,7 @@ __all__ = [
     "escape",
     "fence",
     "floor_name",
+    "hydra_quoted",
     "is_missing",
     "joined",
     "markdown_table",
@@ -41,8 +42,8 @@ MISSING = "\N{EN DASH}"
 #: ``floor`` param -> what a sentence calls it, and a narrow table or a figure.
 _FLOORS = {
     "majority": ("majority class", "majority class"),
-    "tfidf_logreg": ("TF-IDF + logistic regression", "TF-IDF + LR"),
-    "pixels_logreg": ("raw pixels + logistic regression", "pixels + LR"),
+    "tfidf_logreg": ("TF-IDF + logistic regression", "TF-IDF + logistic"),
+    "pixels_logreg": ("raw pixels + logistic regression", "pixels + logistic"),
     "zero_shot": ("zero-shot", "zero-shot"),
 }
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -82,17 +83,18 @@ def rebuild_command(*comparisons: str, output_dir: str = _OUTPUT_DIR) -> str:
     ):
         where = f' ARGS="output_dir={output_dir}"' if elsewhere else ""
         return code(f"make report COMPARISON={','.join(comparisons)}{where}")
-    names = [_hydra_quoted(name) for name in comparisons]
+    names = [hydra_quoted(name) for name in comparisons]
     given = names[0] if len(names) == 1 else f"[{','.join(names)}]"
     command = f"python -m sweeper report {shlex.quote(f'report.comparison={given}')}"
     if elsewhere:
-        command += f" {shlex.quote(f'output_dir={_hydra_quoted(output_dir)}')}"
+        command += f" {shlex.quote(f'output_dir={hydra_quoted(output_dir)}')}"
     ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", command)), default=0))
     pad = " " if len(ticks) > 1 else ""
     return f"{ticks}{pad}{command}{pad}{ticks}"
 
 
-def _hydra_quoted(text: str) -> str:
+def hydra_quoted(text: str) -> str:
+    """Text in the quotes that Hydra reads."""
     return "'" + re.sub(r"(\\*)('|$)", _hydra_escaped, text) + "'"
 
 

@@ -142,8 +142,7 @@ def _inline_figures(tokens: Sequence[Token], figures: Mapping[str, str]) -> list
         if svg is not None:
             kept.pop()
             svg = re.sub(r"<style>.*?</style>", "", svg, count=1)  # the page has these rules once
-            caption = f'<figcaption aria-hidden="true">{escape(_plain(images[0]))}</figcaption>'  # also the SVG's label
-            kept.append(Token("figure", "", 0, content=f"<figure>{svg}{caption}</figure>\n"))
+            kept.append(Token("figure", "", 0, content=f"<figure>{svg}</figure>\n"))  # its caption is the text below
         elif not (token.type == "paragraph_close" and kept and kept[-1].type == "figure"):
             kept.append(token)
     return kept

@@ -43,6 +43,7 @@ __all__ = [
     "load_comparison",
     "load_curve",
     "newest_run",
+    "parsed_config",
     "score_column",
 ]
 
@@ -88,6 +89,7 @@ _METRICS = (
     schema.EPOCHS_RUN,
     schema.EXPECTED_TRAINABLE_PARAMS,
     schema.TRAIN_SECONDS,
+    schema.RECORDED_SECONDS,
     schema.PEAK_MEMORY_MB,
     schema.MICRO_BATCH_SIZE,
     schema.TEST_ACCURACY,
@@ -134,7 +136,7 @@ class Comparison:
         importances: study -> hyperparameter -> share of the scores' variance that it explains, highest first; absent
             where there were too few trials to tell.
         versions: package -> version of the newest study that logged them.
-        config: YAML of the newest study's composed configuration; may be empty.
+        configs: study -> YAML of its composed configuration; the newest study that has one is the last.
         data_summary: sizes, label counts and warnings of the dataset; may be empty.
         floor_looks: how often a floor or a reference was scored on the test split, repeated ones included.
         notes: sentences about what was missing or inconsistent.
@@ -150,7 +152,7 @@ class Comparison:
     spaces: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     importances: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    config: str = ""
+    configs: dict[str, str] = field(default_factory=dict)
     data_summary: dict[str, Any] = field(default_factory=dict)
     floor_looks: int = 0
     notes: tuple[str, ...] = ()
@@ -178,6 +180,11 @@ class Comparison:
         sizes = pd.to_numeric(self.studies[schema.PARAM_TRAIN_SIZE], errors="coerce").dropna()
         return float(sizes.iloc[-1]) if len(sizes) else math.nan
 
+    @property
+    def config(self) -> str:
+        """YAML of the newest study's composed configuration; empty where none was logged."""
+        return next(reversed(self.configs.values()), "")
+
     def setting(self, key: str) -> Any:
         """A value of the newest study's configuration by its dotted key; None where it is not set or not logged."""
         value: Any = self.settings
@@ -188,13 +195,7 @@ class Comparison:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The newest study's configuration; empty where none was logged that can be read."""
-        import yaml
-
-        try:
-            content = yaml.safe_load(self.config)
-        except yaml.YAMLError:
-            return {}
-        return content if isinstance(content, dict) else {}
+        return parsed_config(self.config)
 
     @property
     def title(self) -> str:
@@ -298,7 +299,7 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
             folder,
             notes,
         )
-        versions, config, summary = _load_study_artifacts(client, studies, folder, notes)
+        versions, configs, summary = _load_study_artifacts(client, studies, folder, notes)
         spaces, importances = _load_search(client, studies, folder, notes)
     for column, what in (("data_fingerprint", "different data"), ("git_revision", "different revisions of the code")):
         if studies[column].nunique() > 1:
@@ -313,13 +314,24 @@ def load_comparison(tracking_uri: str, name: str | None = None) -> Comparison:
         spaces=spaces,
         importances=importances,
         versions=versions,
-        config=config,
+        configs=configs,
         data_summary=summary,
         floor_looks=floor_looks,
         notes=tuple(notes),
     )
     histories = _load_histories(client, comparison, notes)
     return replace(comparison, histories=histories, notes=tuple(notes))
+
+
+def parsed_config(text: str) -> dict[str, Any]:
+    """A logged configuration; empty where it cannot be read."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def newest_run(comparisons: Sequence[Comparison]) -> str:
@@ -786,10 +798,10 @@ def _load_predictions(
 
 def _load_study_artifacts(
     client: MlflowClient, studies: pd.DataFrame, folder: str, notes: list[str]
-) -> tuple[dict[str, str], str, dict[str, Any]]:
-    """Versions, configuration and data summary, each from the newest study that logged it."""
+) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
+    """Versions and data summary, each from the newest study that logged it, and every study's configuration."""
     versions: dict[str, str] = {}
-    config = ""
+    configs: dict[str, str] = {}
     summary: dict[str, Any] = {}
     for _, study in studies.iterrows():  # oldest first: the newest is what remains
         logged = _read_json(client, study, schema.ARTIFACT_VERSIONS, folder, notes)
@@ -800,8 +812,9 @@ def _load_study_artifacts(
         versions |= logged
         summary = _read_json(client, study, schema.ARTIFACT_DATA_SUMMARY, folder, notes) or summary
         path = _artifact(client, study["run_id"], schema.ARTIFACT_CONFIG, folder)
-        config = path.read_text(encoding="utf-8", errors="replace") if path else config
-    return versions, config, summary
+        if path:
+            configs[str(study["study"])] = path.read_text(encoding="utf-8", errors="replace")
+    return versions, configs, summary
 
 
 def _load_search(

@@ -19,6 +19,7 @@ from reports.exports import write_exports
 from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
 from reports.plots import report_figures
+from reports.reproduce import places, train_command
 from reports.rules_of_thumb import rules_markdown, try_rules
 from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores, check_confidence, pool
 from reports.tables import (
@@ -40,7 +41,10 @@ __all__ = ["REPORT_NAME", "Report", "build_report"]
 REPORT_NAME = "report"
 _MOST_REASONS = 4  # per state and strategy, the others are counted
 _MOST_LABELS = 12
+_UNEVEN = 0.25  # of the time of equal runs; what more than that is apart was not measured alike
+_STATES = {schema.STATE_PRUNED: "pruned, with the score reached", schema.STATE_INTERRUPTED: "interrupted and repeated"}
 _EXTREME_LABELS = 5
+_FEW_LABELS = 6  # are named where the data are introduced
 _PACKAGES = ("python", "torch", "transformers", "peft", "timm", "optuna", "mlflow", "datasets", "accelerate")
 
 
@@ -100,7 +104,7 @@ def build_report(
     folder = report_folder(Path(reports_dir), loaded.name)
     drawings = report_figures(loaded, table, chosen=verdict.chosen, confidence=confidence)
     warnings = find_warnings(evidence_of(loaded, table, confidence))
-    context = _context(loaded, table, accounting, verdict, scores, confidence, rule) | {"warnings": warnings}
+    context = _context(loaded, table, accounting, verdict, scores, confidence, rule or Rule()) | {"warnings": warnings}
     pages = write_pages(
         folder, REPORT_NAME, "report.md.j2", context, drawings=drawings, strategies=list(loaded.studies["label"])
     )
@@ -129,28 +133,33 @@ def _context(
     verdict: Verdict,
     scores: dict[str, SeedScores],
     confidence: float,
-    rule: Rule | None,
+    rule: Rule,
 ) -> dict[str, Any]:
     newest = loaded.studies["start_time"].max()
     shifted = shifted_table(loaded, confidence)
-    rules = rules_markdown(try_rules([(loaded, table)], confidence, (rule or Rule()).delta))
+    rules = rules_markdown(try_rules([(loaded, table)], confidence, rule.delta))
+    commands = _texts(loaded.studies["command"])
+    alone = train_command(loaded, verdict.chosen)
+    config = _config(loaded, verdict.chosen)
     return {
         "name": loaded.name,
         "title": loaded.title,
         "n_strategies": len(loaded.studies),
         "recorded": f"{newest:%Y-%m-%d}" if pd.notna(newest) else "",
         "summary": verdict.summary,
+        "about": _about(loaded, table),
         "comparison_table": _comparison_markdown(table, verdict, confidence),
         "cost_table": _cost_markdown(table, verdict),
-        "hyperparameters_table": _hyperparameters_markdown(hyperparameters_table(loaded)),
+        "cost_notes": _cost_notes(loaded, table),
+        "hyperparameters_table": _hyperparameters_markdown(loaded, hyperparameters_table(loaded)),
         "shifted_table": _shifted_markdown(shifted, table, verdict, confidence),
         "shifted": _one(shifted["shifted"]).rpartition(" ")[0],
         "accounting_table": _accounting_markdown(accounting),
         "accounting_notes": _accounting_notes(loaded, accounting),
         "floors_notes": _floors_notes(loaded),
-        "measured": _measured(loaded, table, verdict, scores, confidence),
+        "measured": _measured(loaded, table, verdict, scores, confidence, rule),
         "data": _data(loaded),
-        "classes_table": _classes_markdown(loaded.data_summary),
+        "classes_table": _classes_markdown(loaded.data_summary, _class_order(loaded)),
         "drift_table": _drift_markdown(drift_table(loaded), verdict),
         "classes_of": verdict.chosen,
         "per_class_table": _per_class_markdown(loaded, verdict),
@@ -158,12 +167,13 @@ def _context(
         "rules_table": rules[0],
         "rules_untried": rules[1],
         "notes": list(loaded.notes),
-        "commands": formats.fence("\n".join(_texts(loaded.studies["command"])), "bash")
-        if _texts(loaded.studies["command"])
-        else "",
+        "commands": formats.fence("\n".join(commands), "bash") if commands else "",
+        "train_command": formats.fence(alone, "bash") if alone else "",
+        "places": list(places(loaded, verdict.chosen)),
         "revisions": _texts(loaded.studies["git_revision"]),
         "versions": _versions(loaded.versions),
-        "config": formats.fence(loaded.config, "yaml") if loaded.config.strip() else "",
+        "config": formats.fence(config, "yaml") if config.strip() else "",
+        "config_is_chosen": bool(config) and verdict.chosen is not None,
     }
 
 
@@ -177,7 +187,7 @@ def _name(label: str, verdict: Verdict) -> str:
 
 def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: float) -> str:
     header = ["strategy", "trainable", "share", "head + backbone", f"test accuracy [{100 * confidence:g} %]"]
-    header += ["against the best", "macro-F1", "validation accuracy", "seeds"]
+    header += ["against the best", "macro-F1", "validation accuracy", "finals"]
     rows = []
     for row in _strategies(table):
         label = str(row["strategy"])
@@ -201,7 +211,7 @@ def _comparison_markdown(table: pd.DataFrame, verdict: Verdict, confidence: floa
                 formats.accuracy(row),
                 against if len(verdict.differences) or verdict.over_budget else formats.MISSING,
                 formats.score(row["test_macro_f1"]),
-                formats.score(row["best_validation_accuracy"]),
+                formats.score(row["validation_accuracy"]),
                 _of(row["seeds"], row["seeds_asked"]),
             ]
         )
@@ -251,7 +261,11 @@ def _per_class_markdown(loaded: Comparison, verdict: Verdict) -> str:
     if verdict.chosen is None:
         return ""
     rows = []
-    for _, row in per_class_table(loaded, verdict.chosen).iterrows():
+    found = per_class_table(loaded, verdict.chosen)
+    if len(found) <= _MOST_LABELS:  # in the order of the figure and of the splits
+        order = _class_order(loaded)
+        found = found.sort_values("label", key=lambda labels: labels.map(lambda v: order.get(str(v), len(order))))
+    for _, row in found.iterrows():
         shares = [formats.score(row[of]) for of in ("precision", "recall", "f1")]
         rows.append([class_name(loaded, row["label"]), *shares, f"{row['support']:.0f}"])
     if len(rows) > _MOST_LABELS:
@@ -261,12 +275,19 @@ def _per_class_markdown(loaded: Comparison, verdict: Verdict) -> str:
     return formats.markdown_table(["class", "precision", "recall", "F1", "test items"], rows)
 
 
+def _class_order(loaded: Comparison) -> dict[str, int]:
+    """Place of each class, by its number and by its name, in the order of the dataset."""
+    names = loaded.data_summary.get("label_names")
+    names = names if isinstance(names, list) else []
+    return {str(key): place for place, name in enumerate(names) for key in (place, name)}
+
+
 def _test_looks(loaded: Comparison) -> str:
     """How often the test split was looked at, in a sentence."""
     finals = loaded.runs[loaded.runs["kind"] == schema.KIND_FINAL]
     numbers = {
-        "finals that count": int((finals["use"] == "counted").sum()),
-        "earlier finals that do not": sum(earlier_finals(loaded).values()),
+        "finals": int((finals["use"] == "counted").sum()),
+        "earlier finals, which are not used": sum(earlier_finals(loaded).values()),
         "floors and references": loaded.floor_looks,
     }
     said = ", ".join(f"{number} by {who}" for who, number in numbers.items() if number)
@@ -283,14 +304,15 @@ def _trainable(row: dict[str, Any]) -> str:
 
 
 def _cost_markdown(table: pd.DataFrame, verdict: Verdict) -> str:
-    header = ["strategy", "tuning", "trials", "per trial", "training per final", "stored", "peak memory", "inference"]
+    header = ["strategy", "tuning", "trials", "per trial", "training per final", "stored beside the pretrained model"]
+    header += ["peak memory", "inference"]
     rows = [
         [
-            _name(str(row["strategy"]), verdict),
+            _name(str(row["strategy"]), verdict) + "†" * (not pd.isna(row["recorded_seconds"])),
             formats.duration(row["tuning_seconds"]),
             f"{row['trials']:.0f}",
-            formats.duration(row["trial_seconds"]),
-            formats.duration(row["train_seconds"]),
+            _range(row, "trial_seconds"),
+            _range(row, "train_seconds"),
             formats.size(row["stored_bytes"]),
             formats.size(row["peak_memory_mb"] * 1e6),
             _rate(row["test_samples_per_second"]),
@@ -300,16 +322,64 @@ def _cost_markdown(table: pd.DataFrame, verdict: Verdict) -> str:
     return formats.markdown_table(header, rows)
 
 
+def _range(row: dict[str, Any], column: str) -> str:
+    """A time with the least and the most that it is made of."""
+    shown, *ends = (formats.duration(row[f"{column}{end}"]) for end in ("", "_least", "_most"))
+    return shown if len({shown, *ends}) == 1 else f"{shown} ({ends[0]} to {ends[1]})"
+
+
+def _cost_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
+    """What the costs count, and how far they can be trusted, as sentences of markdown."""
+    rows = _strategies(table)
+    notes = []
+    tuning = sum(row["tuning_seconds"] for row in rows if not pd.isna(row["tuning_seconds"]))
+    finals = sum(row["train_seconds"] * row["seeds"] for row in rows if not pd.isna(row["train_seconds"]))
+    if tuning or finals:
+        notes.append(
+            f"In all: tuning {formats.duration(tuning)}, finals {formats.duration(finals)}, of training and "
+            "its evaluations alone. Tuning counts every trial, per trial is the median of the complete ones."
+        )
+    if recorded := [row for row in rows if not pd.isna(row["recorded_seconds"])]:
+        took = ", ".join(f"{formats.escape(r['strategy'])} {formats.duration(r['recorded_seconds'])}" for r in recorded)
+        notes.append(
+            f"† Trained on what its frozen part puts out, recorded once for all runs ({took}); the run that recorded "
+            "it took so much longer."
+        )
+    uneven = []
+    for _, study in loaded.studies.iterrows():
+        runs = loaded.finals(study["study"])
+        paces = (runs[schema.TRAIN_SECONDS] / runs[schema.EPOCHS_RUN].fillna(1).clip(lower=1)).dropna()
+        if len(paces) > 1 and paces.max() > (1 + _UNEVEN) * paces.min() and runs[schema.TRAIN_SECONDS].max() > 1:
+            uneven.append(formats.escape(study["label"]))
+    if uneven:
+        notes.append(
+            f"Equal finals of {formats.joined(uneven)} differ by more than {100 * _UNEVEN:.0f} % in time: the machine "
+            "was busy with something else, and such differences between strategies mean nothing."
+        )
+    total = table["total_params"].min()
+    meanings = {
+        schema.STORED_BYTES: f"The pretrained model itself takes {formats.size(4 * total)} in float32.",
+        schema.PEAK_MEMORY_MB: "Memory: of the whole process, or on a GPU what it allocates.",
+        schema.TEST_SAMPLES_PER_SECOND: "Inference: from text or image to class, the whole model, adapters not merged.",
+    }
+    known = [text for column, text in meanings.items() if table[column].notna().any() and formats.MISSING not in text]
+    return [*notes, " ".join(known)] if known else notes
+
+
 def _rate(items_per_second: float) -> str:
     return formats.MISSING if formats.is_missing(items_per_second) else f"{formats.count(items_per_second)} items/s"
 
 
-def _hyperparameters_markdown(table: pd.DataFrame) -> str:
-    header = ["strategy", "searched values", "validation accuracy", "macro-F1", "loss", "best epoch", "trial"]
+def _hyperparameters_markdown(loaded: Comparison, table: pd.DataFrame) -> str:
+    header = ["strategy", "best values (of what was searched)", "validation accuracy of this trial", "macro-F1", "loss"]
+    header += ["best epoch", "trial"]
+    studies = dict(zip(loaded.studies["label"], loaded.studies["study"], strict=True))
     rows = []
     for row in (dict(series) for _, series in table.iterrows()):
+        space = loaded.spaces.get(str(studies[row["strategy"]]), {})
         values = ", ".join(
-            f"{formats.code(k)} = {formats.escape(formats.setting(v))}" for k, v in row["hyperparameters"].items()
+            f"{formats.code(k)} = {formats.escape(formats.setting(v))}{_searched(space.get(k, {}))}"
+            for k, v in row["hyperparameters"].items()
         )
         rows.append(
             [
@@ -323,6 +393,18 @@ def _hyperparameters_markdown(table: pd.DataFrame) -> str:
             ]
         )
     return formats.markdown_table(header, rows, left=2)
+
+
+def _searched(bounds: dict[str, Any]) -> str:
+    """`` (0.001 to 0.1, log)``, or nothing where the space is unknown."""
+    if isinstance(choices := bounds.get("choices"), list):
+        return f" ({', '.join(formats.escape(formats.setting(choice)) for choice in choices)})"
+    if formats.is_missing(bounds.get("low")) or formats.is_missing(bounds.get("high")):
+        return ""
+    how = (
+        ", log" if bounds.get("log") else "" if formats.is_missing(bounds.get("step")) else f", step {bounds['step']:g}"
+    )
+    return f" ({formats.setting(bounds['low'])} to {formats.setting(bounds['high'])}{how})"
 
 
 def _accounting_markdown(table: pd.DataFrame) -> str:
@@ -344,6 +426,7 @@ def _accounting_markdown(table: pd.DataFrame) -> str:
         header.pop(running)
         for cells in rows:
             cells.pop(running)
+    header = [f"{name} (repeated)" if name == schema.STATE_INTERRUPTED else name for name in header]
     return formats.markdown_table(header, rows)
 
 
@@ -352,7 +435,7 @@ def _accounting_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
     notes = []
     for row in (dict(series) for _, series in table.iterrows()):
         label = formats.escape(row["strategy"])
-        notes += [f"{label}, {state}: {_reasons(given)}" for state, given in row["reasons"].items()]
+        notes += [f"{label}, {_STATES.get(state, state)}: {_reasons(given)}" for state, given in row["reasons"].items()]
         ended_well = row["state"] in (schema.STATE_RUNNING, schema.STATE_COMPLETE)
         if not ended_well and not formats.is_missing(row["study_reason"]):
             notes.append(f"{label}, the study itself is {row['state']}: {formats.escape(row['study_reason'])}")
@@ -391,8 +474,10 @@ def _reasons(given: dict[str, int]) -> str:
         f"{formats.escape(reason)} ({number} times)" if number > 1 else formats.escape(reason)
         for reason, number in given.items()
     ]
+    if len(shown) <= _MOST_REASONS + 1:  # "and 1 more" would hide a reason and save nothing
+        return "; ".join(shown)
     more = sum(list(given.values())[_MOST_REASONS:])
-    return "; ".join(shown[:_MOST_REASONS]) + (f"; and {more} with other reasons" if more else "")
+    return f"{'; '.join(shown[:_MOST_REASONS])}; and {more} with other reasons"
 
 
 def _floors_notes(loaded: Comparison) -> list[str]:
@@ -409,22 +494,81 @@ def _floors_notes(loaded: Comparison) -> list[str]:
     return lines
 
 
+def _about(loaded: Comparison, table: pd.DataFrame) -> str:
+    """The model, the classes and how much of the data was trained on, in a sentence of markdown, as far as known."""
+    parts = []
+    model, total = formats.different(loaded.studies["model"]), table["total_params"].min()
+    if model and pd.notna(total):
+        parts.append(f"{formats.escape(model)}, pretrained, has {formats.count(total)} parameters")
+    names = loaded.data_summary.get("label_names")
+    dataset = formats.different(loaded.studies["dataset"])
+    if dataset and isinstance(names, list) and names:
+        described = loaded.setting("dataset.label_descriptions")
+        described = described if isinstance(described, dict) else {}
+        shown = [
+            formats.escape(name) + (f" ({formats.escape(described[name])})" if described.get(name) else "")
+            for name in names[:_MOST_LABELS]
+        ]
+        listed = f": {', '.join(shown)}" if len(names) <= _FEW_LABELS else ""
+        parts.append(f"{formats.escape(dataset)} has {len(names)} classes{listed}")
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _config(loaded: Comparison, chosen: str | None) -> str:
+    """The configuration of the chosen strategy's study, else the newest one's."""
+    study = loaded.studies.loc[loaded.studies["label"] == chosen, "study"]
+    return loaded.configs.get(str(study.iloc[0]), loaded.config) if len(study) else loaded.config
+
+
+def _sizes(loaded: Comparison, records: pd.DataFrame) -> list[str]:
+    """How much of each split was used, and that the ranking at other sizes was not measured."""
+    pools = loaded.data_summary.get("pool_sizes")
+    pools = pools if isinstance(pools, dict) else {}
+    sizes = []
+    of_train: tuple[int, int] | None = None
+    for split, column in (
+        ("train", schema.PARAM_TRAIN_SIZE),
+        ("validation", schema.PARAM_VALIDATION_SIZE),
+        ("test", schema.PARAM_TEST_SIZE),
+    ):
+        texts = _texts(records[column])
+        if not texts:
+            continue
+        shown, whole = ", ".join(texts), pools.get(split)
+        if len(texts) == 1 and texts[0].isdecimal():
+            shown = f"{int(texts[0]):,}"
+            if isinstance(whole, int) and whole > int(texts[0]):
+                shown += f" of {whole:,}"
+                of_train = (int(texts[0]), whole) if split == "train" else of_train
+        sizes.append(f"{shown} {split}")
+    if not sizes:
+        return []
+    lines = [f"Splits: {', '.join(sizes)} items."]
+    if of_train is not None:
+        lines.append(
+            f"Train is a part of what there is (`dataset.train_size={of_train[0]}`); how strategies rank on more was "
+            f"not measured, `dataset.train_sizes=[{of_train[0]},{of_train[1]}]` does."
+        )
+    return lines
+
+
 def _measured(
-    loaded: Comparison, table: pd.DataFrame, verdict: Verdict, scores: dict[str, SeedScores], confidence: float
+    loaded: Comparison,
+    table: pd.DataFrame,
+    verdict: Verdict,
+    scores: dict[str, SeedScores],
+    confidence: float,
+    rule: Rule,
 ) -> list[str]:
     """How the numbers came about, one sentence per line of markdown."""
     records = pd.concat([loaded.studies, loaded.runs], ignore_index=True)
-    lines = []
-    sizes = [
-        (split, _one(records[column]))
-        for split, column in (
-            ("train", schema.PARAM_TRAIN_SIZE),
-            ("validation", schema.PARAM_VALIDATION_SIZE),
-            ("test", schema.PARAM_TEST_SIZE),
+    lines = _sizes(loaded, records)
+    if verdict.chosen is not None and verdict.differences:
+        lines.append(
+            "Chosen is the strategy with the fewest trainable parameters within "
+            f"{'1 point' if rule.delta == 0.01 else f'{100 * rule.delta:g} points'} of the best (`report.delta`): "
+            "shown by the interval of its difference, or, where that is a tie, as measured."
         )
-    ]
-    if any(value for _, value in sizes):
-        lines.append("Splits: " + ", ".join(f"{value} {split}" for split, value in sizes if value) + " items.")
     metric = _one(loaded.studies[schema.PARAM_METRIC])
     lines.append(
         f"Trials saw train and validation only{f', and were chosen by {formats.code(metric)}' if metric else ''}; "
@@ -441,19 +585,22 @@ def _measured(
     methods = dict.fromkeys(table.loc[table["test_accuracy"].notna(), "interval_method"])
     lines += [_METHODS[method].format(confidence=f"{100 * confidence:g} %") for method in methods]
     if any(scores[label].groups is not None for label in scores):
-        lines.append("Test items of one group (those that share a source) are drawn together.")
+        lines.append("Test items of one group are drawn together.")
     if verdict.differences:
+        counted = _counted([scores[label] for label in (*verdict.differences, str(verdict.best))])
         lines.append(
-            "A difference is paired by seed and test item where predictions allow it. "
-            f"{_counted([scores[label] for label in (*verdict.differences, str(verdict.best))])} "
-            "It holds for all pairs of strategies at once (studentized range), and is a tie when it contains zero."
+            "Strategies are told apart by the intervals of their differences, paired by seed and as far as predictions "
+            f"allow by test item, not by whether the intervals of scores overlap.{counted} They hold for all pairs "
+            "of strategies at once (studentized range; that to a floor stands for itself), and are ties when they "
+            "contain zero."
         )
     if len(finals):
-        lines.append("Intervals hold for the configurations that were found; another search might find others.")
+        lines.append("No interval covers other training rows, or what another search would have found.")
     sized = table.loc[(table["kind"] == "strategy") & (table["seeds"] > 0), "seeds"]
     if len(sized) and sized.min() < 5:
         lines.append("With so few seeds, the spread between seeds is known only roughly.")
     lines += _settings(loaded)
+    shared = []
     for what, column in (
         ("Epoch ceiling", schema.PARAM_EPOCHS),
         ("Batch size", schema.PARAM_BATCH_SIZE),
@@ -466,30 +613,33 @@ def _measured(
     ):
         value = _one(records[column])
         if value:
-            lines.append(f"{what}: {formats.escape(value)}.")
-    return lines
+            shared.append(f"{what}: {formats.escape(value)}.")
+    return [*lines, " ".join(shared)] if shared else lines
 
 
 def _counted(scores: Sequence[SeedScores]) -> str:
-    """What the intervals of differences know of seeds."""
+    """What the intervals of differences do not know of seeds, if anything."""
     if not pool({str(number): score for number, score in enumerate(scores)}).degrees:
-        return "Its interval counts the test items alone, because the strategies have less than two seeds in common."
-    counted = "Its interval counts both."
+        return " They count the test items alone, because the strategies have less than two seeds in common."
     if min(len(score.accuracies) for score in scores) == 1:
-        counted += " For a strategy with one final, the spread between seeds is that of the others."
-    return counted
+        return " For a strategy with one final, the spread between seeds is that of the others."
+    return ""
 
 
 def _settings(loaded: Comparison) -> list[str]:
     """What of the configuration decides how inputs are read and weighed, where it applies to them."""
     lines = []
+    length = loaded.setting("dataset.max_length")
     image = loaded.data_summary.get("modality", loaded.setting("model.modality")) == "image"
+    if not image and not formats.is_missing(length):
+        cut = loaded.data_summary.get("truncated")
+        none = " (none was)" if isinstance(cut, dict) and cut and not any(cut.values()) else ""
+        lines.append(f"Texts are cut at {formats.setting(length)} tokens{none}.")
     for what, key, default in (
         *(
             (("Augmentation", "dataset.augmentation", ""), ("Image size", "dataset.image_size", "the model's own"))
             * image
         ),
-        *((("Longest text, in tokens", "dataset.max_length", ""),) * (not image)),
         ("Class weights in the loss", "trainer.class_weights", ""),
     ):
         value = loaded.setting(key)
@@ -505,7 +655,8 @@ def _settings(loaded: Comparison) -> list[str]:
 
 
 _METHODS = {
-    METHOD_CROSSED: "Intervals ({confidence}) of scores: Wilson's, with the variance over seeds and test items.",
+    METHOD_CROSSED: "Intervals ({confidence}) of scores: what other seeds and other test items would give (Wilson's, "
+    "with the variance over both).",
     METHOD_T: "Intervals ({confidence}) without logged predictions: Student's t over seeds, blind to the test items.",
     METHOD_SCORE: "Intervals ({confidence}) of a single score: Wilson's over test items, blind to seeds.",
     METHOD_NONE: "Scores without an interval: one seed, and neither predictions nor a test size were logged.",
@@ -523,7 +674,7 @@ def _data(loaded: Comparison) -> list[str]:
         shown = ", ".join(f"{formats.setting(number)} {formats.escape(split)}" for split, number in sizes.items())
         lines.append(f"Items: {shown}.")
     for what, key in (
-        ("Groups of items that stay in one split", "groups"),
+        ("Groups of items (those that share a source) that stay in one split", "groups"),
         ("Texts cut at the maximal length", "truncated"),
     ):
         counts = loaded.data_summary.get(key)
@@ -533,7 +684,7 @@ def _data(loaded: Comparison) -> list[str]:
     return lines
 
 
-def _classes_markdown(summary: dict[str, Any]) -> str:
+def _classes_markdown(summary: dict[str, Any], order: dict[str, int]) -> str:
     """Rows of each class by split; ``class_counts`` of the data summary is split -> {label: count}."""
     splits = summary.get("class_counts")
     if not isinstance(splits, dict) or not all(isinstance(counts, dict) for counts in splits.values()):
@@ -543,7 +694,10 @@ def _classes_markdown(summary: dict[str, Any]) -> str:
     except (TypeError, ValueError):
         return ""
     names = list(dict.fromkeys(name for counts in numbers.values() for name in counts))
-    names.sort(key=lambda name: -sum(counts.get(name, 0) for counts in numbers.values()))
+    if len(names) <= _MOST_LABELS and order:
+        names.sort(key=lambda name: order.get(name, len(order)))
+    else:
+        names.sort(key=lambda name: -sum(counts.get(name, 0) for counts in numbers.values()))
 
     def cell(split: str, chosen: list[str]) -> str:
         number, total = sum(numbers[split].get(n, 0) for n in chosen), sum(numbers[split].values())

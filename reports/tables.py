@@ -74,10 +74,12 @@ def comparison_table(comparison: Comparison, confidence: float = 0.95) -> pd.Dat
     the stage that trains the most) with its ``_mean`` over epochs and its ``_head`` and ``_backbone`` parts,
     ``total_params``, ``trainable_pct``, ``test_accuracy`` with ``_low`` and ``_high``, ``interval_method``,
     ``test_macro_f1``, ``seeds`` (finals counted), ``seeds_asked``, ``best_validation_accuracy`` (of the winning trial),
-    ``train_seconds`` (mean per final), ``trial_seconds`` (mean per finished trial), ``tuning_seconds``, ``trials``
-    (finished), ``stored_bytes``, ``peak_memory_mb`` (highest of the finals), ``test_samples_per_second`` (mean over the
-    finals), ``shifted_accuracy`` with ``_low`` and ``_high`` (NaN without shifted data). Sizes come from the finals,
-    from the winning trial where there are none.
+    ``validation_accuracy`` (mean over the finals, at the epochs kept), ``train_seconds`` (mean per final) and
+    ``trial_seconds`` (median of the complete trials), each with ``_least`` and ``_most``, ``tuning_seconds``,
+    ``recorded_seconds`` (what recording took of the states that finals read, most of them; NaN where none were),
+    ``trials`` (finished), ``stored_bytes``, ``peak_memory_mb`` (highest of the finals), ``test_samples_per_second``
+    (median of the finals), ``shifted_accuracy`` with ``_low`` and ``_high`` (NaN without shifted data). Sizes come from
+    the finals, from the winning trial where there are none.
 
     Raises:
         ConfigError: ``confidence`` is not between 0 and 1.
@@ -155,13 +157,24 @@ def _strategy_row(comparison: Comparison, study: pd.Series, scores: SeedScores, 
         "seeds": float(len(finals)),
         "seeds_asked": _number(study[schema.FINAL_SEEDS]),
         "best_validation_accuracy": math.nan if trial is None else float(trial[schema.BEST_VALIDATION_ACCURACY]),
-        "trial_seconds": float(trials.loc[trials["state"].isin(FINISHED), schema.TRAIN_SECONDS].mean()),
-        "train_seconds": float(finals[schema.TRAIN_SECONDS].mean()) if len(finals) else math.nan,
+        "validation_accuracy": float(finals[schema.BEST_VALIDATION_ACCURACY].mean()) if len(finals) else math.nan,
+        **_spread(
+            "trial_seconds", trials.loc[trials["state"] == schema.STATE_COMPLETE, schema.TRAIN_SECONDS], "median"
+        ),
+        **_spread("train_seconds", finals[schema.TRAIN_SECONDS], "mean"),
+        "recorded_seconds": measured(schema.RECORDED_SECONDS, "max"),
         "tuning_seconds": float(spent.sum()) if is_missing(tuning) and len(spent) else _number(tuning),
         "trials": float(trials["state"].isin(FINISHED).sum()),
         "peak_memory_mb": measured(schema.PEAK_MEMORY_MB, "max"),
-        "test_samples_per_second": float(finals[schema.TEST_SAMPLES_PER_SECOND].mean()) if len(finals) else math.nan,
+        "test_samples_per_second": float(finals[schema.TEST_SAMPLES_PER_SECOND].median()) if len(finals) else math.nan,
     }
+
+
+def _spread(name: str, values: pd.Series, how: str) -> dict[str, float]:
+    """A column that sums up values, with the least and the most of them; NaN where there are none."""
+    known = values.dropna().astype(float)
+    ends = {f"{name}_least": float(known.min()), f"{name}_most": float(known.max())}
+    return {name: float(known.agg(how)) if len(known) else math.nan} | ends
 
 
 def hyperparameters_table(comparison: Comparison) -> pd.DataFrame:

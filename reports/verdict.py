@@ -262,8 +262,8 @@ def _held_against_best(rows: Mapping[str, pd.Series], verdict: Verdict, rule: Ru
         tie = "a tie" if gap.tie else "behind"
         return f"{answer}; {escape(chosen)} is {tie}, shown to be within {_points(rule.delta)} of it ({difference})."
     return (
-        f"{answer}; the two cannot be told apart ({difference}), and {escape(chosen)} is the smallest "
-        f"that measured within {_points(rule.delta)} of it."
+        f"{answer}; the two cannot be told apart ({difference}), and {escape(chosen)}, which may be up to "
+        f"{_points(-gap.low)} worse, is the smallest that measured within {_points(rule.delta)} of it."
     )
 
 
@@ -327,7 +327,9 @@ def _open_question(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
     if needed.seeds is None or needed.items is None:
         return f"{answer}{aim}, neither {MOST_SEEDS} seeds nor {MOST_ITEMS:,} test items would be enough."
     if not needed.more_items:
-        return f"{answer}{aim} takes about {needed.seeds} seeds instead of {seen}."
+        more = (needed.seeds - float(seen)) * (rows[label]["train_seconds"] + rows[best]["train_seconds"])
+        cost = f", about {duration(more)} more for the two at these times" if pd.notna(more) else ""
+        return f"{answer}{aim} takes about {needed.seeds} seeds instead of {seen} (`final.seeds={needed.seeds}`{cost})."
     return (
         f"{answer}{aim}, {MOST_SEEDS} seeds would not do, because the test split is too small: "
         f"about {_rounded(needed.items):,} test items with {needed.seeds} seeds would."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -270,7 +272,17 @@ def _slug(name: str) -> str:
 
 
 def _device() -> str:
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"cpu{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    """The processor's name in brackets, as far as the system tells; without commas, which end a device's name."""
+    name = platform.processor()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
+    return f" ({' '.join(name.replace(',', ' ').split())})" if name else ""
 
 
 def _git_revision() -> str:

@@ -86,6 +86,7 @@ TOTAL_PARAMS: Final = "total_params"
 TRAINABLE_PCT: Final = "trainable_pct"  # percent of total_params
 EXPECTED_TRAINABLE_PARAMS: Final = "expected_trainable_params"  # by the strategy's formula, where it has one
 TRAIN_SECONDS: Final = "train_seconds"  # wall time of training and its evaluations
+RECORDED_SECONDS: Final = "recorded_seconds"  # what recording took, once, of the frozen states that the run read
 PEAK_MEMORY_MB: Final = "peak_memory_mb"
 MICRO_BATCH_SIZE: Final = "micro_batch_size"  # examples of a batch at once; below batch_size where memory ran out
 STORED_BYTES: Final = "stored_bytes"  # what has to be stored to restore what was trained
@@ -103,7 +104,7 @@ SIZE_METRICS: Final = (
 TEST_ACCURACY: Final = "test_accuracy"
 TEST_MACRO_F1: Final = "test_macro_f1"
 TEST_LOSS: Final = "test_loss"
-TEST_SAMPLES_PER_SECOND: Final = "test_samples_per_second"
+TEST_SAMPLES_PER_SECOND: Final = "test_samples_per_second"  # by the whole model, recorded states unused, see the docs
 
 # --- metrics of prompted models, in floor runs -------------------------------------------------------------------
 PROMPTED_ITEMS: Final = "prompted_items"  # test items that were asked about

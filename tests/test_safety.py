@@ -28,7 +28,7 @@ FORBIDDEN = {
     "torch.load": ("weights_only", True),
 }
 #: What the owner and the workers that it started send each other is pickled; no other user can write there.
-BETWEEN_PROCESSES = ("sweeper/engine/worker.py", "sweeper/engine/processes.py", "sweeper/engine/ray.py")
+BETWEEN_PROCESSES = tuple(f"sweeper/engine/{name}.py" for name in ("worker", "processes", "ray"))
 #: Arguments that no call has.
 ARGUMENTS = {("allow_pickle", True), ("weights_only", False), ("trust_remote_code", True), ("shell", True)}
 

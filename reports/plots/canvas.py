@@ -52,7 +52,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#a8327d", "#7a6000", "#3f3f9f", "#56
 LEVELS = ("#f5f8fb", "#dbe8f4", "#b9d3ea", "#8db6dc", "#5e93c7", "#3570ab", "#174e85")
 #: Of the numbers in those cells.
 SHARE_INK = ("#1f2329", "#1f2329", "#1f2329", "#1f2329", "#fefefe", "#fefefe", "#fefefe")
-_MARKERS = "osD^vPX<>phd"
+_MARKERS = "os^vP<>ph*8"  # a diamond is what was chosen, a cross what failed
 _DARK = {
     PAPER: "#0d1117", INK: "#e6edf3", MUTED: "#9198a1", GRID: "#30363d", POINT: "#79a8d6", CHOSEN: "#ff8a4c",
     **dict(zip(SERIES, ("#4aa8e8", "#ff8a3d", "#2fcf9c", "#e07abf", "#cdb13a", "#9a9af5", "#a5d4f5", "#d6926f"),

@@ -46,6 +46,9 @@ def confusion_figure(
     known = list(dict.fromkeys([*names, *order, *sorted({name for pair in pairs for name in pair})]))
     classes = [name for name in known if any(name in pair for pair in pairs)]
     finals = f"{len(predictions)} final{'s' if len(predictions) > 1 else ''}"
+    items: Counter[str] = Counter()
+    for (true, _), number in pairs.items():
+        items[true] += number
     wrong = [(pair, number) for pair, number in pairs.most_common() if pair[0] != pair[1]]
     if len(classes) > _MOST_CLASSES:
         errors: Counter[str] = Counter()
@@ -83,7 +86,7 @@ def confusion_figure(
     )  # fmt: skip
     drawing.alt = f"Confusion matrix of {strategy} on the test split, {finals} together."
     if wrong:
-        said = [f"{true} taken for {taken} {number} times" for (true, taken), number in wrong[:3]]
+        said = [f"{true} taken for {taken} {number} of {items[true]} times" for (true, taken), number in wrong[:3]]
         drawing.alt += f" Most frequent errors: {listed(said)}."
     else:
         drawing.alt += " No errors."

@@ -10,7 +10,20 @@ import numpy as np
 import pandas as pd
 
 from reports.formats import count, duration, floor_name, score
-from reports.plots.canvas import CHOSEN, INK, MUTED, PAPER, POINT, Drawing, listed, looks, new_figure, short, style_axes
+from reports.plots.canvas import (
+    CHOSEN,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    POINT,
+    Drawing,
+    listed,
+    looks,
+    new_figure,
+    short,
+    style_axes,
+)
 from reports.plots.labels import dodge, label_ends, label_floors, label_points
 
 if TYPE_CHECKING:
@@ -104,12 +117,21 @@ def _trade_off(
         color = CHOSEN if won else POINT
         bar = axes.plot([x[i], x[i]], [low[i], high[i]], color=color, lw=2.2, solid_capstyle="round", zorder=3)
         (point,) = axes.plot(
-            x[i], y[i], "D" if won else "o", color=color, ms=9 if won else 8, mec=PAPER, mew=1.2, zorder=4
+            x[i],
+            y[i],
+            "D" if won else "o",
+            color=color,
+            ms=9 if won else 8,
+            mec=PAPER,
+            mew=1.2,
+            zorder=4.5 if won else 4,
         )
         for artist in (*bar, point):
             drawing.mark(artist, strategy, values[i])
 
     drawn, below = limit_accuracy(axes, low, high, floors)
+    for _, floor in floors[floors["test_accuracy_low"].notna()].iterrows():
+        axes.axhspan(floor["test_accuracy_low"], floor["test_accuracy_high"], color=GRID, alpha=0.45, lw=0, zorder=0)
     style_axes(axes, title)
     axes.set_xlabel(f"{what} (log scale)", fontsize=9.5, color=INK)
     axes.set_ylabel(f"test accuracy, {100 * confidence:g} % interval", fontsize=9.5, color=INK)

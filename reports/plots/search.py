@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -42,7 +42,8 @@ def learning_rate_figure(comparison: Comparison, order: Sequence[str]) -> Drawin
     """Validation score of the trials against learning rate, a panel for each strategy that searched it.
 
     Complete trials are filled, pruned ones hollow at the last score that they reached, those that diverged or failed
-    are crosses at the lower edge; a diamond is the trial that won.
+    are crosses at the lower edge, which says nothing of their score; a diamond is the trial that won. Interrupted
+    trials were repeated and are left out. Dotted lines are the limits of what was searched.
 
     Args:
         comparison: of ``load_comparison``.
@@ -64,7 +65,7 @@ def learning_rate_figure(comparison: Comparison, order: Sequence[str]) -> Drawin
         return None
     metric = _metric(shown[0][0])
     title = f"Learning rate: {metric} of each trial"
-    figure, axes = panels(len(shown), title)
+    figure, axes = panels(len(shown), title, share_x=False)
     drawing = Drawing("learning_rate", figure)
     tips = sum(len(trials) for _, trials in shown) <= _MOST_TIPS
     said = []
@@ -80,19 +81,21 @@ def learning_rate_figure(comparison: Comparison, order: Sequence[str]) -> Drawin
         style_axes(axis, str(study["label"]), small=True)
         best = trials[trials[schema.PARAM_TRIAL] == winner]
         if len(best):
-            said.append(f"{study['label']} {score(best['score'].iloc[0])} at {best[LEARNING_RATE].iloc[0]:.1e}")
-    _decades(axes, [rate for _, trials in shown for rate in trials[LEARNING_RATE]])
+            equal = _equal_best(trials, best["score"].iloc[0])
+            rates = [f"{rate:.1e}" for rate in dict.fromkeys([*best[LEARNING_RATE], *equal[LEARNING_RATE]])]
+            said.append(f"{study['label']} {score(best['score'].iloc[0])} at {' and '.join(rates)}")
+        _rates(axis, trials[LEARNING_RATE], comparison.spaces.get(str(study["study"]), {}).get(LEARNING_RATE, {}))
     figure.supxlabel("learning rate (log scale)", fontsize=9, color=INK, y=0.16 / figure.get_figheight())
-    _key(drawing, any((trials["state"] != schema.STATE_COMPLETE).any() for _, trials in shown))
+    _key(drawing, {state for _, trials in shown for state in trials["state"]})
     drawing.alt = f"{metric.capitalize()} of each trial against learning rate, by strategy. Best: {listed(said, 18)}."
     return drawing
 
 
 def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping[str, Look]) -> Drawing | None:
-    """Validation score of complete trials against what shapes a strategy: rank, blocks, reduction and the like.
+    """Validation score of the trials against what shapes a strategy: rank, blocks, reduction and the like.
 
     There is a panel for each searched field that takes whole values, names or a few values; strategies are told apart
-    by colour and mark.
+    by colour and mark. Pruned trials are hollow, the winner of a strategy has a ring.
 
     Returns:
         ``None`` where nothing of that kind was searched, or one value only was tried.
@@ -100,7 +103,9 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
     fields: dict[str, list[tuple[str, pd.DataFrame]]] = {}
     for study in _studies(comparison, order):
         trials = _scored(comparison, study)
-        trials = trials[(trials["state"] == schema.STATE_COMPLETE) & trials["score"].notna()]
+        trials = trials[trials["state"].isin((schema.STATE_COMPLETE, schema.STATE_PRUNED)) & trials["score"].notna()]
+        won = best_trial(comparison, study)
+        trials = trials.assign(won=trials[schema.PARAM_TRIAL] == (math.nan if won is None else won[schema.PARAM_TRIAL]))
         for field in _searched(study):
             if field != LEARNING_RATE and field in trials:
                 known = trials.loc[[i for i, value in trials[field].items() if not is_missing(value)]]
@@ -111,7 +116,7 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
         return None
     metric = _metric(comparison.studies.iloc[0])
     names = list(dict.fromkeys(name for given in fields.values() for name, _ in given))
-    lines = math.ceil(len(names) / 5)
+    lines = math.ceil(len(names) / 5) + 1
     figure, axes = panels(len(fields), f"Structure: {metric} of each trial", height=2.4, legend=lines, share_x=False)
     drawing = Drawing("structure", figure)
     tips = sum(len(trials) for given in fields.values() for _, trials in given) <= _MOST_TIPS
@@ -121,13 +126,22 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
         places = {value: i for i, value in enumerate(values)}
         for i, (name, trials) in enumerate(given):
             shift = 0.0 if len(given) == 1 else 0.5 * (i / (len(given) - 1) - 0.5)
-            for number, value, reached in trials[[schema.PARAM_TRIAL, field, "score"]].itertuples(index=False):
-                (point,) = axis.plot(places[value] + shift, reached, look[name].marker, color=look[name].color, ms=5.5,
-                                  mec=PAPER, mew=0.6, clip_on=False)  # fmt: skip
-                tip = f"{name}, trial {setting(number)}: {score(reached)} at {field} {setting(value)}" if tips else ""
-                drawing.mark(point, name, tip)
-            best = trials.loc[trials["score"].idxmin() if metric.endswith("loss") else trials["score"].idxmax()]
-            said.append(f"{name} {score(best['score'])} at {field} {setting(best[field])}")
+            columns = [schema.PARAM_TRIAL, field, "score", "state", "won"]
+            for number, value, reached, state, won in trials[columns].itertuples(index=False):
+                at, color = places[value] + shift, look[name].color
+                pruned = {"mfc": "none", "mec": color, "mew": 0.9} if state == schema.STATE_PRUNED else {}
+                style: dict[str, Any] = {"color": color, "ms": 5.5, "mec": PAPER, "mew": 0.6, "clip_on": False} | pruned
+                (point,) = axis.plot(at, reached, look[name].marker, **style)
+                tip = f"{name}, trial {setting(number)}, {state}: {score(reached)} at {field} {setting(value)}"
+                drawing.mark(point, name, tip if tips else "")
+                if won:
+                    (ring,) = axis.plot(at, reached, "o", mfc="none", mec=CHOSEN, ms=11, mew=1.4, clip_on=False)
+                    drawing.mark(ring, name)
+            complete = trials[trials["state"] == schema.STATE_COMPLETE]
+            if len(complete):
+                top = complete["score"].min() if metric.endswith("loss") else complete["score"].max()
+                best = [setting(value) for value in dict.fromkeys(_equal_best(complete, top)[field])]
+                said.append(f"{name} {score(top)} at {field} {' and '.join(best)}")
         style_axes(axis, field, small=True)
         step = math.ceil(len(values) / _MOST_SETTINGS)
         ticks = list(range(0, len(values), step))
@@ -140,8 +154,11 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
     figure.legend(
         handles=[legend_handle(look[name], name) for name in names], loc="lower center", ncols=min(5, len(names)),
         frameon=False, fontsize=8, labelcolor=INK, handletextpad=0.1, columnspacing=1.2,
+        bbox_to_anchor=(0.5, 0.26 / figure.get_figheight()), borderaxespad=0,
     )  # fmt: skip
-    drawing.alt = f"{metric.capitalize()} of each complete trial against {listed(list(fields))}."
+    states = {state for given in fields.values() for _, trials in given for state in trials["state"]}
+    _key(drawing, states, winner="\N{LARGE CIRCLE} the winner")
+    drawing.alt = f"{metric.capitalize()} of each trial against {listed(list(fields))}."
     drawing.alt += f" Best: {listed(said, 12)}."
     return drawing
 
@@ -194,7 +211,8 @@ def _scored(comparison: Comparison, study: pd.Series) -> pd.DataFrame:
     last = column.removeprefix("best_")  # of a trial that was stopped, the last epoch's
     if last in trials:
         values = values.fillna(pd.to_numeric(trials[last], errors="coerce"))
-    return trials.assign(score=values)
+    trials = trials.assign(score=values)
+    return trials[~trials["state"].isin((schema.STATE_INTERRUPTED, schema.STATE_RUNNING))]
 
 
 def _metric(study: pd.Series) -> str:
@@ -222,32 +240,35 @@ def _point(axis: Axes, rate: float, value: float, state: str, won: bool) -> Any:
     return axis.plot(rate, value, marker, color=color, ms=size, mec=PAPER, mew=0.7, zorder=4 if won else 3)[0]
 
 
-def _decades(axes: Sequence[Axes], rates: Sequence[float]) -> None:
-    """The same logarithmic axis for all panels, with three or four labels."""
-    low, high = math.log10(min(rates)), math.log10(max(rates))
+def _rates(axis: Axes, rates: pd.Series, bounds: Mapping[str, Any]) -> None:
+    """A logarithmic axis as wide as what was searched, whose limits are drawn, with two to four labels."""
+    limits = [bounds[end] for end in ("low", "high") if isinstance(bounds.get(end), int | float) and bounds[end] > 0]
+    for limit in limits:
+        axis.axvline(limit, color=MUTED, lw=0.9, ls=":", zorder=1)
+    low, high = math.log10(min([*limits, *rates])), math.log10(max([*limits, *rates]))
     margin = 0.08 * max(high - low, 0.5)
-    axes[0].set_xlim(10 ** (low - margin), 10 ** (high + margin))
+    axis.set_xlim(10 ** (low - margin), 10 ** (high + margin))
     powers = range(math.ceil(low - margin), math.floor(high + margin) + 1)
-    step = max(1, math.ceil(len(powers) / 4))
-    ticks = [10.0**power for power in powers][::step]
+    ticks = [10.0**power for power in powers][:: max(1, math.ceil(len(powers) / 4))]
     if len(ticks) < 2:
-        ticks = sorted({min(rates), max(rates)})
-    for axis in axes:
-        axis.set_xticks(
-            ticks,
-            [
-                f"{tick:.0e}".replace("e-0", "e-")
-                if tick in (10.0**p for p in powers)
-                else f"{tick:.1e}".replace("e-0", "e-")
-                for tick in ticks
-            ],
-        )
-        axis.set_xticks([], minor=True)
+        ticks = sorted({10**low, 10**high})
+    exact = [
+        f"{tick:.0e}" if math.isclose(float(f"{tick:.0e}"), tick, rel_tol=1e-3) else f"{tick:.1e}" for tick in ticks
+    ]
+    axis.set_xticks(ticks, [label.replace("e-0", "e-") for label in exact])
+    axis.set_xticks([], minor=True)
 
 
-def _key(drawing: Drawing, others: bool) -> None:
-    text = "\N{BLACK DIAMOND} the winner" + (
-        "   \N{WHITE CIRCLE} pruned   \N{MULTIPLICATION SIGN} diverged or failed" if others else ""
-    )
-    drawing.figure.text(0.985, 0.16 / drawing.figure.get_figheight(), text, fontsize=8, color=MUTED, ha="right",
-                        va="center")  # fmt: skip
+def _equal_best(trials: pd.DataFrame, best: float) -> pd.DataFrame:
+    """The complete trials that reached the best score."""
+    return trials[(trials["state"] == schema.STATE_COMPLETE) & (trials["score"] == best)]
+
+
+def _key(drawing: Drawing, states: Collection[str], winner: str = "\N{BLACK DIAMOND} the winner") -> None:
+    parts = [winner]
+    if schema.STATE_PRUNED in states:
+        parts.append("hollow: pruned, score when stopped")
+    if set(states) - {schema.STATE_COMPLETE, schema.STATE_PRUNED}:
+        parts.append("\N{MULTIPLICATION SIGN} diverged or failed: no score")
+    drawing.figure.text(0.985, 0.16 / drawing.figure.get_figheight(), "   ".join(parts), fontsize=8, color=MUTED,
+                        ha="right", va="center")  # fmt: skip

@@ -107,8 +107,8 @@ def build(request: DataRequest, source: Source, *, shares: Mapping[str, float] =
     for split, size in sizes.items():
         if groups is not None and split != "train" and size is not None and len(pools[split]) > 2 * size:
             warnings.append(
-                f"Whole groups with {len(pools[split]):,} rows are kept out of train for {split}, of which "
-                f"dataset.{split}_size={size} takes few: null, or a larger number, scores more of them."
+                f"dataset.{split}_size={size} scores {size:,} of the {len(pools[split]):,} rows whose groups are kept "
+                f"out of train for {split}: null, or a larger number, scores more of them at no cost to train."
             )
     return assemble(
         request.name,

@@ -96,7 +96,7 @@ class RayEngine(WorkerEngine):
                 if self._deaths == DEATHS:
                     raise StudyError(
                         f"engine=ray: {DEATHS} workers died one after another when they were started: {_brief(error)}",
-                        "Ray's logs, below /tmp/ray on the worker's machine, say more.",
+                        "Ray's logs on the worker's machine say more.",
                     ) from error
                 break  # another one is asked for the next time
             except RayTaskError as error:
@@ -247,7 +247,9 @@ def _connect(address: str | None) -> bool:
             ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         if address is None:
-            raise StudyError(f"engine=ray: Ray cannot be started: {_brief(error)}", "Ray's logs: /tmp/ray.") from error
+            raise StudyError(
+                f"engine=ray: Ray cannot be started: {_brief(error)}", "Ray's own logs say more."
+            ) from error
         raise StudyError(
             f"engine.address={address}: this cluster cannot be joined: {_brief(error)}",
             "`ray status` on this machine shows whether it is part of a cluster; docs/scale.md says how to start one.",

@@ -292,7 +292,12 @@ class Attached:
 
     def ran(self, epochs: int) -> None:
         """Every split whose states were asked for has been read so many times."""
-        self._cache.saved_seconds += epochs * sum(states.seconds for states in self._read.values())
+        self._cache.saved_seconds += epochs * self.recorded_seconds
+
+    @property
+    def recorded_seconds(self) -> float:
+        """What recording the states that were asked for took, whenever that was."""
+        return sum(states.seconds for states in self._read.values())
 
     def features(self, *splits: EncodedSplit) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Features (examples, width) and labels (examples,) of each split, on the device.

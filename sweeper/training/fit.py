@@ -82,6 +82,7 @@ class FitResult:
     train_seconds: float
     peak_memory_mb: float
     resumed_seconds: float = 0.0
+    recorded_seconds: float = 0.0  # what recording the states that were read took, whenever that was
 
 
 def fit(
@@ -133,7 +134,7 @@ def fit(
     stages = strategy.stages(layout)
     order = torch.Generator().manual_seed(seed)
     started = time.perf_counter()
-    resumed_seconds = resumed_peak = 0.0
+    recorded_seconds = resumed_seconds = resumed_peak = 0.0
     number = first = 0
     if checkpoints is not None:
         checkpoints = checkpoints.holding(
@@ -184,6 +185,7 @@ def fit(
                     )
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
+                recorded_seconds = max(recorded_seconds, attached.recorded_seconds)  # one pass records all cuts
     number = len(stages)
     if checkpoints is not None and number > first and checkpoints.due_at_end():
         checkpoints.save(order=order.get_state(), generators=generator_states(), training=None)
@@ -195,6 +197,7 @@ def fit(
         train_seconds=resumed_seconds + time.perf_counter() - started,
         peak_memory_mb=max(resumed_peak, peak_memory_mb()),
         resumed_seconds=resumed_seconds,
+        recorded_seconds=recorded_seconds,
     )
 
 

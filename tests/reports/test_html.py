@@ -43,7 +43,7 @@ def test_page_holds_every_table_and_figure_of_the_markdown(pages, uri, tmp_path)
     assert page.count("<table>") == len(re.findall(r"^\| :?---", markdown, flags=re.MULTILINE))
     assert page.count("<figure>") == markdown.count("![") > 2
     assert page.count("<h2") == len(re.findall(r"^## ", markdown, flags=re.MULTILINE))
-    assert "<details>\n<summary>Configuration of the newest study</summary>" in page
+    assert "<details>\n<summary>Configuration of the chosen strategy</summary>" in page
     assert '<tr data-strategy="lora">' in page and '<g class="mark" data-strategy="lora">' in page
 
 

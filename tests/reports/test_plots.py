@@ -116,7 +116,7 @@ def test_a_summary_has_a_panel_for_each_dataset_and_marks_that_know_their_values
     assert drawing.name == "all_models"
     assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == ["films", "news", "$web_{"]
     assert len({tuple(axes.get_xlim()) for axes in drawing.figure.axes}) == 1
-    assert all(any("TF-IDF + LR 0.740" in text.get_text() for text in axes.texts) for axes in drawing.figure.axes)
+    assert all(any("TF-IDF + logistic 0.740" in text.get_text() for text in axes.texts) for axes in drawing.figure.axes)
     handles = drawing.figure.legends[0].legend_handles
     assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == 10
     values = [values for strategy, values in drawing.marks.values() if strategy == "frozen" and values]

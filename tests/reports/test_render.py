@@ -154,12 +154,13 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
     assert text.count("*majority class*") == 1 and "## Floors" not in text  # only prompted models need explaining
     for piece in (
         "`learning_rate` = 0.000625, `rank` = 8",
-        "Splits: 1000 train, 500 validation, 2000 test items.",
+        "Splits: 1,000 train, 500 validation, 2,000 test items.",
         "chosen by `validation_accuracy`",
         "Seeds of the finals: 1000, 1001, 1002, the same for every strategy.",
-        "Wilson's, with the variance over seeds and test items",
-        "Its interval counts both. It holds for all pairs of strategies at once",
-        "Intervals hold for the configurations that were found; another search might find others.",
+        "what other seeds and other test items would give (Wilson's, with the variance over both)",
+        "They hold for all pairs of strategies at once",
+        "Chosen is the strategy with the fewest trainable parameters within 1 point of the best (`report.delta`)",
+        "No interval covers other training rows, or what another search would have found.",
         "Epoch ceiling: 4.",
         "Pruner: median.",
         "Device: cpu.",

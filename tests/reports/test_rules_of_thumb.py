@@ -36,13 +36,16 @@ def tried(
 def test_verdicts_follow_from_known_differences(recorder: Recorder) -> None:
     found = tried(recorder, "c-rules", 2000, {"frozen": 0.70, "lora": 0.80, "full": 0.81, "gradual": 0.90})
     assert found["1,000 to 10,000"].verdict == HELD
-    assert found["1,000 to 10,000"].measured.startswith("gradual less the best other, full: +0.090 [+0.0")
+    assert found["1,000 to 10,000"].measured.startswith("gradual minus full, the best other: +0.090 [+0.0")
     assert found["500 to 5,000"].verdict == FAILED
-    assert "full less the best other, gradual: \N{MINUS SIGN}0.090" in found["500 to 5,000"].measured
+    assert "full minus gradual, the best other: \N{MINUS SIGN}0.090" in found["500 to 5,000"].measured
     assert found["LoRA of rank"].verdict == HELD
     assert found["LoRA of rank"].measured.startswith("lora of rank 16: 98.8 % [")
     compute = found["Where compute is"]
-    assert compute.verdict == HELD and "lora takes 0.67 of the time and 0.67 of the memory of full" in compute.measured
+    assert (
+        compute.verdict == HELD
+        and "a final of lora takes 0.67 of the time and 0.67 of the memory of one of full" in compute.measured
+    )
     assert found["Below 1,000 examples:"].verdict == NOT_MEASURED  # 2,000 examples
     assert found["10,000 to 100,000"].verdict == NOT_MEASURED
     assert found["Above 50,000 examples:"].verdict == NOT_MEASURED
@@ -82,7 +85,7 @@ def test_limited_compute_asks_for_a_clear_saving_without_a_shown_loss(
 def test_variants_of_full_fine_tuning_do_not_speak_against_it(recorder: Recorder) -> None:
     found = tried(recorder, "c-variants", 2000, {"frozen": 0.70, "full": 0.81, "discriminative": 0.9, "lp_ft": 0.9})
     assert found["500 to 5,000"].verdict == HELD
-    assert found["500 to 5,000"].measured.startswith("full less the only other, frozen")
+    assert found["500 to 5,000"].measured.startswith("full minus frozen, the only other")
 
 
 def test_a_tie_cannot_be_told_and_small_data_is_tried_by_its_own_rules(recorder: Recorder) -> None:

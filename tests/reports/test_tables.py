@@ -83,8 +83,8 @@ def test_the_report_shows_them(comparison: reports.Comparison, uri: str, tmp_pat
         "| **lora** | 0.850 | 0.900 | 500 | 2 |",
         "| **lora** | 0.600 [0.",
         "500 items/s",
-        "The test split was scored 2 times in this comparison: 2 by finals that count.",
-        "Longest text, in tokens: 64.",
+        "The test split was scored 2 times in this comparison: 2 by finals.",
+        "Texts are cut at 64 tokens.",
         "Class weights in the loss: balanced.",
         "Columns: text `re'view`, label `y`.",
     ):

@@ -75,6 +75,8 @@ def test_the_smallest_of_what_cannot_be_told_apart_is_chosen_and_said_so():
     verdict = decide({"small": (770, strategy(30, 300, start=10)), "large": (1e6, strategy(29, 300))})
     assert (verdict.chosen, verdict.best, verdict.shown, verdict.undecided) == ("small", "large", False, "small")
     assert "the two cannot be told apart" in verdict.summary
+    worst = -100 * verdict.differences["small"].low
+    assert f"small, which may be up to {worst:.1f} points worse, is the smallest that measured" in verdict.summary
     assert verdict.requirement is not None and verdict.requirement.more_items
     assert "because the test split is too small: about" in verdict.summary
 
@@ -89,6 +91,7 @@ def test_more_seeds_are_named_where_seeds_are_what_differs():
     assert verdict.undecided == "steady" and not verdict.requirement.more_items
     assert 3 < verdict.requirement.seeds <= 50
     assert f"takes about {verdict.requirement.seeds} seeds instead of 3" in verdict.summary
+    assert f"(`final.seeds={verdict.requirement.seeds}`, about " in verdict.summary  # and the time that it takes
 
 
 def test_what_exceeds_a_budget_is_not_chosen_and_named():

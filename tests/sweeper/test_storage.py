@@ -45,7 +45,7 @@ def test_looking_for_a_storage_creates_nothing(tmp_path: Path) -> None:
     open_storage(url).create_new_study([optuna.study.StudyDirection.MAXIMIZE], "mine")
     assert [study.study_name for study in existing_storage(url).get_all_studies()] == ["mine"]  # type: ignore[union-attr]
     (tmp_path / "optuna.db").write_bytes(b"no database at all, but long enough to be looked at" * 100)
-    with pytest.raises(StudyError, match="cannot be opened: file is not a database"):
+    with pytest.raises(StudyError, match="a database is damaged"):
         existing_storage(url)
 
 

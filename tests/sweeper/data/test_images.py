@@ -292,5 +292,5 @@ def test_images_with_pseudo_labels_augmentation_and_weights_go_through_the_comma
         *("pseudo_label.rounds=1", "pseudo_label.size=30", "pseudo_label.threshold=0.05"),
         *("trainer.epochs=1", "trainer.precision=fp32", "study.n_trials=1", "final.seeds=1"),
     )
-    assert "pixels + LR" in text
+    assert "pixels + logistic" in text
     assert (runs(tmp_path, kind="final")["metrics.pseudo_labelled"] > 0).all()

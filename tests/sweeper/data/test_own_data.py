@@ -389,7 +389,7 @@ def test_no_row_is_lost_when_groups_are_put_aside_beside_a_test_file(tmp_path: P
     assert len(found.validation) == 40
     assert not set(found.train.groups or ()) & set(found.validation.groups or ())
     few = load(path, test_path=other, group_column="group", validation_size=4)
-    assert "Whole groups with 50 rows are kept out of train for validation" in warnings(few)
+    assert "of the 50 rows whose groups are kept out of train for validation" in warnings(few)
 
 
 def test_a_validation_split_by_group_is_as_large_as_asked(tmp_path: Path) -> None:
