@@ -308,7 +308,7 @@ def _cost_markdown(table: pd.DataFrame, verdict: Verdict) -> str:
     header += ["peak memory", "inference"]
     rows = [
         [
-            _name(str(row["strategy"]), verdict) + "†" * (not pd.isna(row["recorded_seconds"])),
+            _name(str(row["strategy"]), verdict),
             formats.duration(row["tuning_seconds"]),
             f"{row['trials']:.0f}",
             _range(row, "trial_seconds"),
@@ -323,9 +323,10 @@ def _cost_markdown(table: pd.DataFrame, verdict: Verdict) -> str:
 
 
 def _range(row: dict[str, Any], column: str) -> str:
-    """A time with the least and the most that it is made of."""
+    """A time with the least and the most that it is made of, and a mark where recorded states were read."""
     shown, *ends = (formats.duration(row[f"{column}{end}"]) for end in ("", "_least", "_most"))
-    return shown if len({shown, *ends}) == 1 else f"{shown} ({ends[0]} to {ends[1]})"
+    mark = "" if pd.isna(row["recorded_seconds"]) or shown == formats.MISSING else " †"
+    return (shown if len({shown, *ends}) == 1 else f"{shown} ({ends[0]} to {ends[1]})") + mark
 
 
 def _cost_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:

@@ -329,7 +329,7 @@ def _open_question(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
     if not needed.more_items:
         more = (needed.seeds - float(seen)) * (rows[label]["train_seconds"] + rows[best]["train_seconds"])
         cost = f", about {duration(more)} more for the two at these times" if pd.notna(more) else ""
-        return f"{answer}{aim} takes about {needed.seeds} seeds instead of {seen} (`final.seeds={needed.seeds}`{cost})."
+        return f"{answer}{aim} takes about {needed.seeds} seeds instead of {seen} (final.seeds={needed.seeds}{cost})."
     return (
         f"{answer}{aim}, {MOST_SEEDS} seeds would not do, because the test split is too small: "
         f"about {_rounded(needed.items):,} test items with {needed.seeds} seeds would."

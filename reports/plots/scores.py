@@ -100,7 +100,7 @@ def _trade_off(
     if strategies.empty:
         return None
     drawing = Drawing(name, new_figure(7.6, 4.6 if len(strategies) <= 10 else 6.2))
-    width = 0.73 if len(floors) else 0.875  # floors are named in the right margin
+    width = 0.695 if len(floors) else 0.875  # floors are named in the right margin
     axes = drawing.figure.add_axes((0.095, 0.125, width, 0.785), facecolor=PAPER)
     costs, y = strategies[column].to_numpy(float), strategies["test_accuracy"].to_numpy(float)
     x = dodge(axes, log_axis(axes, costs, shown))
@@ -137,6 +137,7 @@ def _trade_off(
     axes.set_ylabel(f"test accuracy, {100 * confidence:g} % interval", fontsize=9.5, color=INK)
     axes.locator_params(axis="y", nbins=7)
     key = [*(["\N{BLACK DIAMOND} the choice"] if chosen in names else []), *(["line: Pareto front"] * (len(front) > 1))]
+    key += ["band: interval of a floor"] * bool(floors["test_accuracy_low"].notna().any())
     drawing.figure.text(0.985, 0.028, "   ".join(key), fontsize=8, color=MUTED, ha="right", va="center")
     drawing.figure.canvas.draw()
     label_floors(axes, drawn, below)

@@ -85,7 +85,8 @@ def learning_rate_figure(comparison: Comparison, order: Sequence[str]) -> Drawin
             rates = [f"{rate:.1e}" for rate in dict.fromkeys([*best[LEARNING_RATE], *equal[LEARNING_RATE]])]
             said.append(f"{study['label']} {score(best['score'].iloc[0])} at {' and '.join(rates)}")
         _rates(axis, trials[LEARNING_RATE], comparison.spaces.get(str(study["study"]), {}).get(LEARNING_RATE, {}))
-    figure.supxlabel("learning rate (log scale)", fontsize=9, color=INK, y=0.16 / figure.get_figheight())
+    low = 0.16 / figure.get_figheight()
+    figure.supxlabel("learning rate (log scale)", x=0.095, y=low, ha="left", va="center", fontsize=9, color=INK)
     _key(drawing, {state for _, trials in shown for state in trials["state"]})
     drawing.alt = f"{metric.capitalize()} of each trial against learning rate, by strategy. Best: {listed(said, 18)}."
     return drawing
@@ -101,6 +102,7 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
         ``None`` where nothing of that kind was searched, or one value only was tried.
     """
     fields: dict[str, list[tuple[str, pd.DataFrame]]] = {}
+    allowed: dict[str, set[Any]] = {}  # choices, whether they were tried or not
     for study in _studies(comparison, order):
         trials = _scored(comparison, study)
         trials = trials[trials["state"].isin((schema.STATE_COMPLETE, schema.STATE_PRUNED)) & trials["score"].notna()]
@@ -110,19 +112,24 @@ def structure_figure(comparison: Comparison, order: Sequence[str], look: Mapping
             if field != LEARNING_RATE and field in trials:
                 known = trials.loc[[i for i, value in trials[field].items() if not is_missing(value)]]
                 if len(known):
+                    choices = comparison.spaces.get(str(study["study"]), {}).get(field, {}).get("choices")
+                    known_choices = choices if isinstance(choices, list) else []
+                    allowed.setdefault(field, set()).update(
+                        c for c in known_choices if isinstance(c, int | float | str)
+                    )
                     fields.setdefault(field, []).append((str(study["label"]), known))
     fields = {field: given for field, given in fields.items() if _is_structure([v for _, t in given for v in t[field]])}
     if not fields:
         return None
     metric = _metric(comparison.studies.iloc[0])
     names = list(dict.fromkeys(name for given in fields.values() for name, _ in given))
-    lines = math.ceil(len(names) / 5) + 1
+    lines = math.ceil(len(names) / 5)
     figure, axes = panels(len(fields), f"Structure: {metric} of each trial", height=2.4, legend=lines, share_x=False)
     drawing = Drawing("structure", figure)
     tips = sum(len(trials) for given in fields.values() for _, trials in given) <= _MOST_TIPS
     said = []
     for axis, (field, given) in zip(axes, fields.items(), strict=True):
-        values = sorted({v for _, trials in given for v in trials[field]}, key=_by_number)
+        values = sorted({v for _, trials in given for v in trials[field]} | allowed[field], key=_by_number)
         places = {value: i for i, value in enumerate(values)}
         for i, (name, trials) in enumerate(given):
             shift = 0.0 if len(given) == 1 else 0.5 * (i / (len(given) - 1) - 0.5)

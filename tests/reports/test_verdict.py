@@ -91,7 +91,7 @@ def test_more_seeds_are_named_where_seeds_are_what_differs():
     assert verdict.undecided == "steady" and not verdict.requirement.more_items
     assert 3 < verdict.requirement.seeds <= 50
     assert f"takes about {verdict.requirement.seeds} seeds instead of 3" in verdict.summary
-    assert f"(`final.seeds={verdict.requirement.seeds}`, about " in verdict.summary  # and the time that it takes
+    assert f"(final.seeds={verdict.requirement.seeds}, about " in verdict.summary  # and the time that it takes
 
 
 def test_what_exceeds_a_budget_is_not_chosen_and_named():

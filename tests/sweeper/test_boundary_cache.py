@@ -20,6 +20,7 @@ from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
+from sweeper.training.fit import EVAL_BATCH_SIZE
 from sweeper.training.state_store import StateStore
 from tests.tasks import SETTINGS, load_task
 
@@ -153,6 +154,21 @@ def test_other_inputs_and_precisions_are_recorded_anew(stored: Any, tmp_path: Pa
     stored(**change).run(spec(Frozen()), {}, seed=1)
     assert len(entries(tmp_path)) == 4
     assert first.items() < entries(tmp_path).items()
+
+
+def test_speed_is_that_of_the_whole_model_and_a_recording_is_known_by_what_it_took(stored: Any) -> None:
+    task = stored()
+    first, second = (task.run(spec(Frozen()), {}, seed=seed) for seed in (0, 1))
+    assert (
+        first.metrics()["recorded_seconds"] == second.metrics()["recorded_seconds"] > 0
+    )  # also where it was read only
+    seen: list[int] = []
+    block = second.model.get_submodule(task.pretrained.layout.blocks[0])
+    block.register_forward_hook(lambda module, inputs, output: seen.append(1))
+    predicted = task.predict(second, task.test)
+    assert not seen and len(predicted)
+    assert task.score_test(second).metrics["test_samples_per_second"] > 0
+    assert len(seen) == -(-len(task.test) // EVAL_BATCH_SIZE)
 
 
 def test_a_damaged_entry_is_recorded_again(stored: Any, tmp_path: Path) -> None:
