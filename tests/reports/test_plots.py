@@ -141,7 +141,7 @@ def test_confusions_of_many_classes_show_the_worst_and_lose_no_item():
     assert len(rows) == 15 and "class 59" in rows and rows[-1] == "46 others"
     assert sum(int(text.get_text()) for text in axes.texts) == 1200
     assert drawing.alt.startswith("Confusion matrix of lora on the test split, 2 finals together.")
-    assert "Most frequent errors: class 59 taken for class 58 20 times" in drawing.alt
+    assert "Most frequent errors: class 59 taken for class 58 20 of 20 times" in drawing.alt
 
 
 def test_two_classes_show_shares_of_the_true_class_and_counts():

@@ -166,7 +166,7 @@ def test_report_holds_what_a_reader_needs_to_check_and_repeat_it(built):
         "Device: cpu.",
         "`sha256:feed`",
         "12 duplicate texts",
-        "Groups of items that stay in one split: 300 train, 100 test.",
+        "Groups of items (those that share a source) that stay in one split: 300 train, 100 test.",
         "Texts cut at the maximal length: 7 train.",
         "| fresh | 620 (62.0 %) | 1000 (50.0 %) |",
         "make sweep STRATEGY=lora TRIALS=4",
