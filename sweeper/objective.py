@@ -311,7 +311,7 @@ class Task:
                 alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
                 if size == 1 or not alone or not is_out_of_memory(error):
                     raise
-                logger.warning("out of memory with %d examples at once: the run starts anew, with %d", size, size // 2)
+                logger.warning("out of memory with %d examples at once: tried again with %d", size, size // 2)
             else:
                 # What a checkpoint kept of them is in the result already.
                 result.train_seconds += max(0.0, lost - result.resumed_seconds)
