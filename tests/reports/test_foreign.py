@@ -202,7 +202,7 @@ def test_deleted_artifacts_leave_a_report_that_says_so(tmp_path):
         recorder.final("c", study, seed, accuracy, size=10)
     recorder.floor("c", "majority", 0.6)
     with_them = reports.build_report(recorder.uri, reports_dir=tmp_path)
-    assert "variance over seeds and test items" in text(with_them) and "no readable" not in text(with_them)
+    assert "with the variance over both" in text(with_them) and "no readable" not in text(with_them)
     shutil.rmtree(tmp_path / "art")
     without = reports.build_report(recorder.uri, reports_dir=tmp_path)
     assert without.summary.startswith("Train **lora**") and "Student's t over seeds" in text(without)
@@ -229,7 +229,7 @@ def test_a_tracking_server_and_the_artifacts_that_it_serves(server, tmp_path):
         accuracy, seed = run.data.metrics["test_accuracy"], int(run.data.params["seed"])
         client.log_text(run.info.run_id, predictions(accuracy, seed).to_csv(index=False), "predictions.csv")
     report = reports.build_report(server, reports_dir=tmp_path / "reports")
-    assert report.summary.startswith("Train **large**") and "variance over seeds and test items" in text(report)
+    assert report.summary.startswith("Train **large**") and "with the variance over both" in text(report)
     assert len(reports.load_comparison(server).predictions) == 4
     assert list((tmp_path / "server/files").rglob("predictions.csv"))  # they lie with the server alone
     with pytest.raises(ThawlineError, match="unknown comparison 'their': did you mean 'theirs'"):

@@ -140,7 +140,7 @@ def test_predictions_of_another_accuracy_and_repeated_floors_are_said(recorder, 
         "(lora: 0.800 instead of 0.900)" in text
         and "nan" not in report.path.with_name("learning_curves.svg").read_text()
     )
-    said = "was scored 3 times in this comparison: 1 by finals that count, 2 by floors and references"
+    said = "was scored 3 times in this comparison: 1 by finals, 2 by floors and references"
     assert said in text
 
 
