@@ -19,6 +19,7 @@ import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
 from sweeper.errors import StudyError
+from sweeper.forking import worker_context
 from sweeper.secrets import redacted
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     """
     # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if configs[0].engine.name == "processes" and not configs[0].dry_run:
+        worker_context()  # the workers' imports, beside ours
     gc.disable()  # a sixth of the imports would go into looking again and again at what they have made
     from sweeper.comparison import prepare_comparisons, run_comparison  # reports do without torch
     from sweeper.dry_run import print_dry_run

@@ -401,6 +401,3 @@ def _finished_trials(plan: Plan, storage: optuna.storages.BaseStorage) -> int:
         return len(finished_trials(optuna.load_study(study_name=plan.study, storage=storage)))
     except KeyError:
         return 0
-
-
-# --- small things ------------------------------------------------------------------------------------------------

@@ -258,9 +258,10 @@ class Task:
     ) -> Run:
         """Train one configuration on the train split, its best epoch chosen on the validation split.
 
-        Where memory runs out, the run starts anew with half the examples of a batch going through the model at once,
-        again and again. A step remains one of the whole batch, so that the result is the same, but for what draws or
-        measures per pass: dropout's masks, and batch norms that train. Epochs that were told of are not told of again.
+        Where memory runs out, the run starts anew, or goes on from its last checkpoint, with half the examples of a
+        batch going through the model at once, again and again. A step remains one of the whole batch, so that the
+        result is the same, but for what draws or measures per pass: dropout's masks, and batch norms that train. Epochs
+        that were told of are not told of again.
 
         Args:
             spec: the strategy and its fixed values.
@@ -310,10 +311,10 @@ class Task:
                 alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
                 if size == 1 or not alone or not is_out_of_memory(error):
                     raise
-                logger.warning("out of memory with %d examples at once: the run starts anew, with %d", size, size // 2)
+                logger.warning("out of memory with %d examples at once: tried again with %d", size, size // 2)
             else:
-                if not result.resumed_seconds:  # a checkpoint's are counted in the result
-                    result.train_seconds += lost
+                # What a checkpoint kept of them is in the result already.
+                result.train_seconds += max(0.0, lost - result.resumed_seconds)
                 return Run(strategy, model, result, sizes, size)
             lost += time.perf_counter() - started
             self.micro_batch_sizes[strategy.name] = size // 2

@@ -128,7 +128,8 @@ def _outcome(error: BaseException | None) -> tuple[str, str, BaseException | Non
         return schema.STATE_INTERRUPTED, str(error) or "interrupted", error
     if isinstance(error, Exception) and (reason := failure_reason(error)) is not None:
         return schema.STATE_FAILED, reason, None
-    return schema.STATE_FAILED, f"{type(error).__name__}: {error}", error
+    # A mistake in the code, or a disk or database that fails: the run is not to blame, and is tried again.
+    return schema.STATE_INTERRUPTED, f"{type(error).__name__}: {error}", error
 
 
 class _Run(Listener):
@@ -183,7 +184,11 @@ class TrialRun(_Run):
         numbers = {schema.PARAM_SEED: seed, schema.PARAM_TRIAL: trial.number}
         super().__init__(book, book.start(schema.KIND_TRIAL, name, {}, trial.params, **numbers))
         self.trial = trial
+        self.index: int = trial.user_attrs[INDEX]
         self.epochs = 0
+        #: How it ended, None while it runs, and why.
+        self.state: str | None = None
+        self.reason = ""
         trial.set_user_attr(RUN, self.run_id)
         self.line = book.progress.trial_started(position, plan.n_trials, trial.params)
         self.started = time.perf_counter()
@@ -229,6 +234,7 @@ class TrialRun(_Run):
         book.tracker.log_metrics(self.run_id, metrics)
         book.tracker.flush()  # first, so that a kill before the end loses none
         value = self.score if state == schema.STATE_COMPLETE else None
+        self.state, self.reason = state, reason
         tell(book.study, self.trial, state, reason, value, self._charged(metrics[schema.TRAIN_SECONDS]))
         book.tracker.finish(self.run_id, state, reason=reason)
         self.line.trial_finished(state, reason, value, book.best_value())
@@ -296,24 +302,26 @@ class FinalRun(_Run):
         book = self.book
         state, reason, fatal = _outcome(error)
         metrics = self.trained.metrics if self.trained else {}
-        book.tracker.finish(self.run_id, state, reason=reason, metrics=metrics)
-        self.line.final_finished(state, reason, metrics.get(schema.TEST_ACCURACY))
+        book.tracker.log_metrics(self.run_id, metrics)
+        book.tracker.flush()  # first, as for trials
         self.running = False
         if state == schema.STATE_COMPLETE and self._best() and self.staged.exists():
             with replaced(self.folder) as fresh:
                 self.staged.rename(fresh)
         shutil.rmtree(self.staged, ignore_errors=True)
-        if fatal is not None:
-            raise fatal
         if state != schema.STATE_INTERRUPTED:
             self._record(state, reason)
+        book.tracker.finish(self.run_id, state, reason=reason)
+        self.line.final_finished(state, reason, metrics.get(schema.TEST_ACCURACY))
         self._clear_checkpoints(state)
+        if fatal is not None:
+            raise fatal
 
     def give_up(self, attempts: int) -> None:
         """Record a final that was interrupted too often as failed."""
         reason = f"interrupted {attempts} times"
-        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=reason)
         self._record(schema.STATE_FAILED, reason)
+        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=reason)
 
     def _record(self, state: str, reason: str) -> None:
         record = {"run": self.run_id, STATE: state, REASON: reason, "validation": self.score}
@@ -326,7 +334,7 @@ class FinalRun(_Run):
         earlier = [
             record["validation"]
             for key, record in self.book.study.user_attrs.items()
-            if key.startswith(prefix) and record["validation"] is not None
+            if key.startswith(prefix) and key != self.key and record[STATE] == schema.STATE_COMPLETE
         ]
         assert self.score is not None, "asked where a final has been trained"
         return not earlier or (self.score > max(earlier) if self.book.plan.maximize else self.score < min(earlier))

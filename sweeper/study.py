@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -30,7 +31,20 @@ from sweeper.objective import Task
 from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
 from sweeper.resume import claim
-from sweeper.runs import INDEX, REASON, RUN, SECONDS, SHIFTED, STATE, Book, FinalRun, TrialRun, remove_staged, tell
+from sweeper.runs import (
+    FINAL,
+    INDEX,
+    REASON,
+    RUN,
+    SECONDS,
+    SHIFTED,
+    STATE,
+    Book,
+    FinalRun,
+    TrialRun,
+    remove_staged,
+    tell,
+)
 from sweeper.tracking import Tracker
 from sweeper.training.domain_pretrain import domain_pretrain
 
@@ -40,8 +54,8 @@ STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default,
 IMPORTANCE_TRIALS = 10  # with 8, fANOVA named the only hyperparameter that mattered in half of the studies; 12: 7 of 8
 ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 
-# An attribute of studies in Optuna.
-_LOST_SECONDS = "domain_pretrain_lost_seconds"
+# Attributes of studies in Optuna; of the second there is one for each index.
+_LOST_SECONDS, _GIVEN_UP = "domain_pretrain_lost_seconds", "given_up"
 
 
 def run_study(
@@ -184,18 +198,21 @@ class _StudyRunner:
     def _trials(self, workload: Workload, stop: StopSignal) -> bool:
         """Run trials up to the asked total; False where the timeout came first."""
         started = time.monotonic()
+        runs: list[TrialRun] = []
 
         def next_trial() -> Assignment | None:
-            self._check_failures()
+            self._check_failures(runs)
             self._retry_interrupted()
-            done, running = len(self._finished()), self._running()
+            done, running = len(self._finished()), sum(run.state is None for run in runs)
             late = self.plan.timeout is not None and time.monotonic() - started > self.plan.timeout
             if late or done + running >= self.plan.n_trials:
                 return None
-            trial = TrialRun(self.book, self._ask(), done + running + 1)
-            return trial.job, trial
+            runs.append(TrialRun(self.book, self._ask(), done + running + 1))
+            return runs[-1].job, runs[-1]
 
         self.engine.run(workload, next_trial, stop)
+        while self._close_lost() and len(self._finished()) < self.plan.n_trials:
+            self.engine.run(workload, next_trial, stop)
         if (done := len(self._finished())) < self.plan.n_trials:
             self.progress.note(f"timeout after {done} of {self.plan.n_trials} trials")
             return False
@@ -211,20 +228,30 @@ class _StudyRunner:
             trial.set_user_attr(INDEX, self._next_index())
         return trial
 
-    def _running(self) -> int:
-        return len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    def _close_lost(self) -> bool:
+        """Close in Optuna what runs there and nowhere else; whether there was any.
+
+        A dead process left it, or a database whose answer to a new trial was lost: then the trial was made twice.
+        """
+        lost = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for frozen in lost:
+            seconds = frozen.user_attrs.get(SECONDS, 0.0)
+            trial = Trial(self.study, frozen._trial_id)
+            tell(self.study, trial, schema.STATE_INTERRUPTED, schema.REASON_PROCESS_ENDED, None, seconds)
+        return bool(lost)
 
     def _close_interrupted(self) -> None:
         """Close in Optuna and MLflow what a dead process left running; this process owns the output folder."""
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            trial = Trial(self.study, frozen._trial_id)
-            seconds = frozen.user_attrs.get(SECONDS, 0.0)
-            tell(self.study, trial, schema.STATE_INTERRUPTED, schema.REASON_PROCESS_ENDED, None, seconds)
+        self._close_lost()
         open_runs = set(self.tracker.open_runs(self.plan.study))
         for frozen in self.study.get_trials(deepcopy=False):
             if (run_id := frozen.user_attrs.get(RUN)) in open_runs:  # Optuna knows how it ended
                 open_runs.discard(run_id)
                 self.tracker.finish(run_id, frozen.user_attrs[STATE], reason=frozen.user_attrs.get(REASON, ""))
+        for key, record in self.study.user_attrs.items():
+            if key.startswith(f"{FINAL}:") and record["run"] in open_runs:
+                open_runs.discard(record["run"])
+                self.tracker.finish(record["run"], record[STATE], reason=record.get(REASON, ""))
         self.tracker.close_interrupted(open_runs)
 
     def _retry_interrupted(self) -> None:
@@ -239,11 +266,14 @@ class _StudyRunner:
         for index, count in attempts.items():
             if index in settled or index is None:
                 continue
-            last = [trial for trial in trials if trial.user_attrs.get(INDEX) == index][-1]
+            own = [trial for trial in trials if trial.user_attrs.get(INDEX) == index]
             if count < ATTEMPTS:
-                self.study.enqueue_trial(last.params, user_attrs={INDEX: index})
-            elif run_id := last.user_attrs.get(RUN):
-                self.tracker.finish(run_id, schema.STATE_FAILED, reason=f"interrupted {count} times")
+                params = max((trial.params for trial in own), key=len)  # one that was killed while it was drawn has few
+                self.study.enqueue_trial(params, user_attrs={INDEX: index})
+            elif (key := f"{_GIVEN_UP}:{index}") not in self.study.user_attrs:
+                self.study.set_user_attr(key, count)
+                if run_id := own[-1].user_attrs.get(RUN):
+                    self.tracker.finish(run_id, schema.STATE_FAILED, reason=f"interrupted {count} times")
 
     def _finished(self) -> list[FrozenTrial]:
         return finished_trials(self.study)
@@ -252,12 +282,15 @@ class _StudyRunner:
         indices = [trial.user_attrs.get(INDEX, -1) for trial in self.study.get_trials(deepcopy=False)]
         return max(indices, default=-1) + 1
 
-    def _check_failures(self) -> None:
-        finished = self._finished()
-        failed = [trial for trial in finished if trial.user_attrs.get(STATE) == schema.STATE_FAILED]
-        if len(finished) >= 3 and len(failed) / len(finished) > self.plan.max_failure_rate:
-            reasons = [str(trial.user_attrs.get(REASON, "")) for trial in failed]
-            raise failure_summary(f"trials of {self.plan.study}", len(finished), reasons)
+    def _check_failures(self, runs: Sequence[TrialRun]) -> None:
+        """End the study where too many trials of this call failed; whoever calls again may have mended the cause."""
+        ended = [run for run in runs if run.state is not None]
+        given_up = {index for key in self.study.user_attrs if (index := key.removeprefix(f"{_GIVEN_UP}:")) != key}
+        lost = {run.index: run for run in ended if run.state == schema.STATE_INTERRUPTED and str(run.index) in given_up}
+        counted = [run for run in ended if run.state != schema.STATE_INTERRUPTED] + list(lost.values())
+        failed = [run for run in counted if run.state in (schema.STATE_FAILED, schema.STATE_INTERRUPTED)]
+        if len(counted) >= 3 and len(failed) / len(counted) > self.plan.max_failure_rate:
+            raise failure_summary(f"trials of {self.plan.study}", len(counted), [run.reason for run in failed])
 
     # --- finals --------------------------------------------------------------------------------------------------
 
@@ -388,7 +421,7 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     given_up = {
         index: trial
         for trial in trials
-        if (index := trial.user_attrs.get(INDEX)) not in settled and attempts[index] >= ATTEMPTS
+        if (index := trial.user_attrs.get(INDEX)) is not None and index not in settled and attempts[index] >= ATTEMPTS
     }
     return [*counted, *given_up.values()]
 

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a process that has initialised CUDA cannot be forked
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises of an optional kernel
 gc.disable()  # a sixth of the imports would go into looking again and again at what they have made
 

@@ -13,15 +13,15 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from sweeper.engine.jobs import Job, Workload
 from sweeper.engine.worker import Shared, serve
 from sweeper.engine.workers import Remote, WorkerEngine
+from sweeper.forking import worker_context
 from sweeper.interruption import StopSignal
 
 __all__ = ["ProcessEngine"]
@@ -46,11 +46,7 @@ class ProcessEngine(WorkerEngine):
         self.workers = workers or self._gpus or min(cores, MAX_WORKERS)
         self._threads = max(1, cores // self.workers)
         self.description = f"{self.workers} processes of {self._threads} thread{'s' if self._threads > 1 else ''}"
-        self._context: Any = multiprocessing.get_context(_start_method())
-        if self._context.get_start_method() == "forkserver":
-            # Imports take longer than many a run: the server makes them once, while the first study is prepared.
-            self._context.set_forkserver_preload(["sweeper.engine.preload"])
-            forkserver.ensure_running()
+        self._context = worker_context()
         self._files = tempfile.TemporaryDirectory(prefix="thawline-")
 
     def start(self, number: int) -> Remote:
@@ -117,11 +113,6 @@ class _Process:
             return f"{name} ended with status {code}"
         hint = "; the system ends processes so where memory is short" if -code == signal.SIGKILL else ""
         return f"{name} was ended by {signal.Signals(-code).name}{hint}"
-
-
-def _start_method() -> str:
-    """Not ``fork``: what threads of this process hold would stay locked in a copy of it."""
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 # --- in the worker -----------------------------------------------------------------------------------------------

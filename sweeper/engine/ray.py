@@ -33,7 +33,7 @@ from sweeper.interruption import StopSignal
 __all__ = ["RayEngine"]
 
 MAX_WORKERS = 4  # by default, on each machine without a GPU
-PLACE_SECONDS = 300.0  # how long to wait where not even one worker is there
+PLACE_SECONDS = 600.0  # how long to wait where not even one worker is there; on a busy machine imports take minutes
 DEATHS = 3  # of workers that came to nothing, one after another
 PACKAGES = ("thawline", "torch", "transformers")  # of one version everywhere
 
@@ -329,8 +329,9 @@ def _versions() -> dict[str, str]:
 def _brief(error: BaseException | None) -> str:
     """An error of Ray in a line: they explain themselves at length, after a list of the actor's properties."""
     lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
-    unexpected = "died unexpectedly before finishing this task"
-    return textwrap.shorten(" ".join(lines[1:] if unexpected in lines[0] and lines[1:] else lines), 240)
+    if len(lines) > 1 and "died unexpectedly before finishing this task" in lines[0]:
+        del lines[0]
+    return textwrap.shorten(" ".join(lines), 240) or type(error).__name__
 
 
 # --- in the worker -----------------------------------------------------------------------------------------------

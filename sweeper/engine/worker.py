@@ -115,6 +115,7 @@ def serve(pipe: Pipe, read: Callable[[Shared], Workload], *, apart: bool = False
         read: makes a workload of what the owner shared.
         apart: the owner's folders are out of reach: a model that is to be saved is sent, checkpoints are not written.
     """
+    shared: Shared | None = None
     workload: Workload | None = None
     with contextlib.suppress(EOFError, OSError, _OwnerDied):
         while True:
@@ -122,10 +123,14 @@ def serve(pipe: Pipe, read: Callable[[Shared], Workload], *, apart: bool = False
             if message == STOP:  # it crossed the end of the run it was for
                 continue
             if isinstance(message, Shared):
-                workload = None  # first, so that two are never held
-                workload = read(message)
+                shared, workload = message, None  # so that two are never held
+                continue
+            assert shared is not None and isinstance(message, Job), message
+            try:
+                workload = read(shared) if workload is None else workload
+            except Exception as error:
+                pipe.send(Ended(error))
             else:
-                assert workload is not None and isinstance(message, Job), message
                 pipe.send(_carry_out(workload, message, pipe, apart))
 
 

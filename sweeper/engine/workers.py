@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class Remote(Pipe, Protocol):
 @dataclass
 class _Worker:
     remote: Remote
+    number: int
     workload: Workload | None = None
     listener: Listener | None = None
     stopped_by: BaseException | None = None  # what the listener raised
@@ -59,7 +61,7 @@ class WorkerEngine(Engine):
 
     @abstractmethod
     def start(self, number: int) -> Remote:
-        """Start a worker; ``number`` counts those that are there."""
+        """Start a worker; ``number`` is the smallest that no living one has."""
 
     @abstractmethod
     def share(self, workload: Workload, job: Job, stop: StopSignal) -> Shared:
@@ -103,21 +105,31 @@ class WorkerEngine(Engine):
             if assigned is None:
                 return False
             job, listener = assigned
-            worker = free or self._new()
+            try:
+                shared = self._share(workload, job, stop)
+                worker = free or self._new()
+            except BaseException as error:
+                listener.on_end(error)
+                continue
             worker.listener, worker.stopped_by = listener, None
             try:
                 if worker.workload is not workload:
-                    if self._shared is None or self._shared[0] is not workload:
-                        self._shared = workload, self.share(workload, job, stop)
-                    worker.remote.send(self._shared[1])
+                    worker.remote.send(shared)
                     worker.workload = workload
                 worker.remote.send(job)
             except OSError:  # it died while it was idle
                 self._lost(worker)
         return True
 
+    def _share(self, workload: Workload, job: Job, stop: StopSignal) -> Shared:
+        if self._shared is None or self._shared[0] is not workload:
+            self._shared = workload, self.share(workload, job, stop)
+        return self._shared[1]
+
     def _new(self) -> _Worker:
-        self._pool.append(_Worker(self.start(len(self._pool))))
+        taken = {worker.number for worker in self._pool}
+        number = next(number for number in itertools.count() if number not in taken)
+        self._pool.append(_Worker(self.start(number), number))
         return self._pool[-1]
 
     def _receive(self, worker: _Worker) -> None:

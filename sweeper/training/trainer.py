@@ -297,7 +297,7 @@ def training_arguments(
         seed: of the order of the data and of dropout.
         more: further arguments of transformers' ``TrainingArguments``.
     """
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),  # nothing is written there
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
@@ -317,3 +317,6 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         **more,
     )
+    if arguments.n_gpu > 1:  # a run trains on one device: a batch is as large as it was asked for, wherever it trains
+        arguments._n_gpu = 1
+    return arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -104,16 +105,19 @@ def problems(storage: str, tracking_uri: str, *, trials: int, finals: int) -> li
     ]
     if len(scored) != finals:
         found.append(f"{len(scored)} complete finals, not {finals}")
+    ids = {run.data.tags.get(schema.TAG_RUN): run.info.run_id for run in runs}
     for trial in every:
-        found += _lost(client, trial)
+        found += _lost(client, trial, ids)
     return found
 
 
-def _lost(client: MlflowClient, trial: FrozenTrial) -> list[str]:
-    """Scores that Optuna has of a trial and MLflow has not."""
+def _lost(client: MlflowClient, trial: FrozenTrial, ids: Mapping[str, str]) -> list[str]:
+    """Scores that Optuna has of a trial and MLflow has not; ``ids`` are MLflow's, by our own."""
     if trial.user_attrs.get(RUN) is None or trial.user_attrs.get(STATE) == schema.STATE_DIVERGED:
         return []
-    history = client.get_metric_history(trial.user_attrs[RUN], schema.VALIDATION_ACCURACY)
+    if (run_id := ids.get(trial.user_attrs[RUN])) is None:
+        return [f"trial {trial.number}: MLflow lacks its run"]
+    history = client.get_metric_history(run_id, schema.VALIDATION_ACCURACY)
     known = {metric.step: metric.value for metric in history}
     lost = [step for step, value in trial.intermediate_values.items() if known.get(step) != value]
     state = trial.user_attrs.get(STATE)

@@ -141,6 +141,7 @@ def test_too_many_failures_stop_a_study_with_a_summary(
     )
     assert "run the same command, or raise study.max_failure_rate" in error
     assert "RUNNING" not in set(runs(tmp_path)["status"])
+    assert sweep(monkeypatch, tmp_path, tiny, {}) == 0, "the cause is mended: the study goes on"
 
 
 @pytest.mark.parametrize(

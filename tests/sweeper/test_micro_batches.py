@@ -90,6 +90,7 @@ def test_a_run_that_does_not_fit_gives_the_result_of_one_that_does(
     np.testing.assert_allclose(task.predict(whole, task.test), task.predict(parts, task.test), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_next_trial_does_not_run_out_of_memory_again(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     task = dataclasses.replace(task, micro_batch_sizes={})
     limited(monkeypatch, 4)

@@ -24,7 +24,7 @@ from sweeper.search_space import StrategySpec
 from sweeper.training.batches import ShuffledBatches
 from sweeper.training.fit import stage_epochs
 from sweeper.training.precision import frozen_weights_cast, resolve_precision
-from sweeper.training.recorder import Diverged, EpochRecord, scores
+from sweeper.training.recorder import Diverged, EpochRecord, EpochRecorder, scores
 from tests.tasks import load_task, validation_loss
 
 
@@ -69,6 +69,13 @@ def test_early_stopping_counts_epochs_without_improvement(task: Task, patience: 
 def test_a_loss_that_is_not_finite_ends_the_run(task: Task) -> None:
     with pytest.raises(Diverged, match="loss is nan after epoch 1"):
         with_settings(task, max_grad_norm=1e30).run(spec(rate=1e30), {}, seed=0)
+
+
+def test_a_loss_that_explodes_ends_the_run(task: Task) -> None:
+    recorder = EpochRecorder(nn.Linear(2, 2), task.settings, 64, (), lambda record: None, lambda: None)
+    recorder.epoch_ends(0.7, {"loss": 900.0, "accuracy": 0.5, "macro_f1": 0.5})
+    with pytest.raises(Diverged, match=r"validation_loss is 2e\+04 after epoch 2"):
+        recorder.epoch_ends(0.7, {"loss": 2e4, "accuracy": 0.5, "macro_f1": 0.5})
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(task: Task) -> None:
