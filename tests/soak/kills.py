@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tests.cli import give_database
@@ -23,7 +24,7 @@ from tests.soak.sweeps import WorkersGone, arguments, begin, problems, workers_o
 
 ENGINES = ("inline", "processes", "ray")
 FAULTS = ("worker", "owner", "server", "database")
-TRIALS, FINALS = 5, 1
+TRIALS, FINALS, EPOCHS = 5, 1, 20
 STARTS = 8  # of one sweep; a kill costs one, and a run that is interrupted three times counts as failed
 LIMIT_SECONDS = 900
 
@@ -39,7 +40,7 @@ def main() -> None:
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory(prefix="thawline-soak-") as folder:
         top = Path(folder)
-        given = arguments(top / "model", trials=TRIALS, finals=FINALS)
+        given = arguments(top / "model", trials=TRIALS, finals=FINALS, epochs=EPOCHS)
         usual: dict[str, float] = {}  # engine -> seconds of a sweep that nothing happens to
         table: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
         for number in range(asked.rounds):
@@ -51,9 +52,9 @@ def main() -> None:
                 wrong, starts, _ = _round(top / f"usual-{engine}", given, engine, "", 0.0)
                 usual[engine] = time.monotonic() - started
                 print(f"{engine}, nothing killed: {usual[engine]:.0f} s; {'; '.join(wrong) or 'right'}", flush=True)
-            wrong, starts, killed = _round(
-                top / str(number), given, engine, fault, draw.uniform(0.1, 0.9) * usual[engine]
-            )
+            # Workers are there for a part of a sweep alone, and the time counts from then.
+            share = draw.uniform(0.0, 0.4) if fault == "worker" else draw.uniform(0.1, 0.9)
+            wrong, starts, killed = _round(top / str(number), given, engine, fault, share * usual[engine])
             row = table[engine, fault]
             for place, value in enumerate((1, killed, starts - 1, bool(wrong))):
                 row[place] += int(value)
@@ -94,6 +95,8 @@ def _round(output: Path, given: list[str], engine: str, fault: str, after: float
             process = begin(output, [*given, *options])
             starts += 1
             if starts == 1 and fault:
+                if fault == "worker":
+                    _await_workers(process)
                 process.join(after)
                 if hit := process.exitcode is None:
                     if fault == "owner":
@@ -119,6 +122,16 @@ def _round(output: Path, given: list[str], engine: str, fault: str, after: float
             if starts == STARTS:
                 last = (output / "printed.log").read_text().strip().splitlines()[-2:]
                 return [f"did not end in {STARTS} starts: {' '.join(last)}"], starts, hit
+
+
+def _await_workers(process: BaseProcess) -> None:
+    while process.exitcode is None:
+        try:
+            workers_of(process.pid or 0)
+        except WorkersGone:
+            process.join(0.2)
+        else:
+            return
 
 
 if __name__ == "__main__":

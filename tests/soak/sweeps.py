@@ -63,12 +63,12 @@ def workers_of(owner: int) -> list[int]:
             names[pid] = (folder / "cmdline").read_text().replace("\0", " ")
         except OSError:  # it ended meanwhile
             continue
-    servers = {pid for pid, parent in parents.items() if parent == owner and "forkserver" in names[pid]}
+    servers = {pid for pid, parent in parents.items() if parent == owner and "forkserver" in names.get(pid, "")}
     forked = [pid for pid, parent in parents.items() if parent in servers]
     mine = {owner}
     while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
         mine |= more
-    found = forked + [pid for pid in mine if names[pid].startswith("ray::_Actor")]
+    found = forked + [pid for pid in mine if names.get(pid, "").startswith("ray::_Actor")]
     if not found:
         raise WorkersGone
     return found
