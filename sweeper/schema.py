@@ -43,7 +43,7 @@ STATE_COMPLETE: Final = "complete"
 STATE_PRUNED: Final = "pruned"
 STATE_DIVERGED: Final = "diverged"  # loss not finite; Optuna sees the trial as pruned
 STATE_FAILED: Final = "failed"
-STATE_INTERRUPTED: Final = "interrupted"  # stopped from outside; the trial is retried on resume
+STATE_INTERRUPTED: Final = "interrupted"  # stopped from outside, or by what is not its own fault; tried again
 STATE_TIMEOUT: Final = "timeout"  # study only: cut short by study.timeout, its budget is unequal
 
 #: ``thawline.reason`` of an interrupted run that its own process could not close.
