@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from reports.formats import duration, floor_name
 from sweeper.config import Config
 from sweeper.errors import StudyError
 from sweeper.forking import worker_context
+from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
 
 if TYPE_CHECKING:
@@ -43,15 +42,11 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, once the report of
             the others is written.
     """
-    # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if configs[0].engine.name == "processes" and not configs[0].dry_run:
         worker_context()  # the workers' imports, beside ours
-    gc.disable()  # a sixth of the imports would go into looking again and again at what they have made
-    from sweeper.comparison import prepare_comparisons, run_comparison  # reports do without torch
-    from sweeper.dry_run import print_dry_run
-
-    gc.enable()
+    with quick_imports():
+        from sweeper.comparison import prepare_comparisons, run_comparison  # reports do without torch
+        from sweeper.dry_run import print_dry_run
 
     config, console = configs[0], Console()
     sizes = config.dataset.train_sizes

@@ -379,8 +379,7 @@ class Task:
         Of no more than ``THROUGHPUT_ITEMS`` test inputs, spread over their lengths, and of two passes the faster one,
         because the first meets every shape for the first time. Adapters are not merged.
         """
-        step = -(-len(self.test) // THROUGHPUT_ITEMS)
-        inputs = [self.test.inputs[row] for row in range(0, len(self.test), step)]
+        inputs = [self.test.inputs[row] for row in _spread(len(self.test), THROUGHPUT_ITEMS)]
         data, seconds = replace(self.data, cache=None), []
         for _ in range(2):
             started = time.perf_counter()
@@ -409,8 +408,7 @@ class Task:
         return self._features(self.pretrained.fresh(0))
 
     def _features(self, model: nn.Module) -> np.ndarray | None:
-        step = -(-len(self.validation) // DRIFT_ITEMS)
-        split = self.validation.select(range(0, len(self.validation), step))
+        split = self.validation.select(_spread(len(self.validation), DRIFT_ITEMS))
         data = replace(self.data, cache=None)
         return head_inputs(
             model,
@@ -485,6 +483,11 @@ def longest_text(pretrained: Pretrained) -> int:
 def _room(model: nn.Module) -> int | None:
     """How many tokens of a text fit beside virtual ones; None for models without any."""
     return model.max_text_tokens() if isinstance(model, WithAdditions) else None
+
+
+def _spread(rows: int, most: int) -> range:
+    """At most so many of the rows, at equal distances."""
+    return range(0, rows, -(-rows // most))
 
 
 class _Scores(NamedTuple):

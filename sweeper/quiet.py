@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import optuna
+__all__ = ["quick_imports", "quieten_libraries"]
 
-__all__ = ["quieten_libraries"]
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Around imports of what trains, which take seconds."""
+    # Where it is installed, peft imports bitsandbytes, which advises of an optional kernel on every start.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    gc.disable()  # a sixth of the time would go into looking again and again at what they have made
+    yield
+    gc.enable()
 
 
 def quieten_libraries() -> None:
     """The libraries' own bars and advice would bury what a person follows; real warnings are ours to give."""
+    import optuna
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -133,9 +133,17 @@ def _outcome(error: BaseException | None) -> tuple[str, str, BaseException | Non
 
 
 class _Run(Listener):
-    """What trials and finals have in common."""
+    """What trials and finals have in common.
+
+    Attributes:
+        job: what is trained.
+        state: how it ended, by the schema; None while it runs.
+        reason: why.
+    """
 
     job: Job
+    state: str | None = None
+    reason: str = ""
 
     def __init__(self, book: Book, run_id: str) -> None:
         self.book = book
@@ -178,17 +186,14 @@ class TrialRun(_Run):
 
     def __init__(self, book: Book, trial: Trial, position: int) -> None:
         plan = book.plan
-        seed = derive_seed(plan.seed, "trial", trial.user_attrs[INDEX])
-        self.job = Job(trial.params, seed, checkpoints=book.checkpoints(f"trial-{trial.user_attrs[INDEX]}"))
+        self.index: int = trial.user_attrs[INDEX]
+        seed = derive_seed(plan.seed, "trial", self.index)
+        self.job = Job(trial.params, seed, checkpoints=book.checkpoints(f"trial-{self.index}"))
         name = f"{plan.strategy} trial {trial.number:03d}"  # sorted as text
         numbers = {schema.PARAM_SEED: seed, schema.PARAM_TRIAL: trial.number}
         super().__init__(book, book.start(schema.KIND_TRIAL, name, {}, trial.params, **numbers))
         self.trial = trial
-        self.index: int = trial.user_attrs[INDEX]
         self.epochs = 0
-        #: How it ended, None while it runs, and why.
-        self.state: str | None = None
-        self.reason = ""
         trial.set_user_attr(RUN, self.run_id)
         self.line = book.progress.trial_started(position, plan.n_trials, trial.params)
         self.started = time.perf_counter()
@@ -244,10 +249,14 @@ class TrialRun(_Run):
 
     def _charged(self, seconds: float) -> float:
         """A trial's seconds without those before its checkpoint that its interrupted attempts are charged with."""
-        trials = [trial for trial in self.book.study.get_trials(deepcopy=False) if trial.number != self.trial.number]
-        attempts = [trial for trial in trials if trial.user_attrs.get(INDEX) == self.trial.user_attrs[INDEX]]
-        resumed = 0.0 if self.trained is None else self.trained.resumed_seconds
-        return seconds - min(resumed, sum(trial.user_attrs.get(SECONDS, 0.0) for trial in attempts))
+        if self.trained is None or not self.trained.resumed_seconds:
+            return seconds
+        charged = sum(
+            trial.user_attrs.get(SECONDS, 0.0)
+            for trial in self.book.study.get_trials(deepcopy=False)
+            if trial.number != self.trial.number and trial.user_attrs.get(INDEX) == self.index
+        )
+        return seconds - min(self.trained.resumed_seconds, charged)
 
     def _constrain(self, metrics: Mapping[str, float]) -> None:
         """Tell the sampler how far a trial is beyond each budget, as a share of it; what is not positive fits."""
@@ -279,7 +288,6 @@ class FinalRun(_Run):
         self.configuration = configuration
         self.key = book.final_key(configuration, seed_index)
         self.folder, self.staged = folder, _staged(folder, self.run_id)
-        self.running = True
         self.line = book.progress.final_started(seed_index + 1, plan.final_seeds)
 
     def on_epoch(self, record: EpochRecord) -> None:
@@ -304,7 +312,7 @@ class FinalRun(_Run):
         metrics = self.trained.metrics if self.trained else {}
         book.tracker.log_metrics(self.run_id, metrics)
         book.tracker.flush()  # first, as for trials
-        self.running = False
+        self.state, self.reason = state, reason
         if state == schema.STATE_COMPLETE and self._best() and self.staged.exists():
             with replaced(self.folder) as fresh:
                 self.staged.rename(fresh)

@@ -327,7 +327,7 @@ class _StudyRunner:
 
         def next_final() -> Assignment | None:
             for index, (key, runs) in enumerate(attempts.items()):
-                if (key in self.study.user_attrs and key not in again) or any(run.running for run in runs):
+                if (key in self.study.user_attrs and key not in again) or any(run.state is None for run in runs):
                     continue
                 if len(runs) == ATTEMPTS:
                     runs[-1].give_up(ATTEMPTS)

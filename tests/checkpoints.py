@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["BUILDERS", "FIRST_WORDS", "build"]
+__all__ = ["BUILDERS", "FIRST_WORDS", "build", "poisoned"]
 
 FIRST_WORDS = ("a triumph from the first frame to the last", "dull", "neither good nor bad")
 PIXELS = 32
@@ -20,6 +21,18 @@ def build(kind: str, folder: Path) -> Path:
     torch.manual_seed(0)
     BUILDERS[kind](folder)
     return folder
+
+
+def poisoned(checkpoint: Path, folder: Path, ran: Path) -> dict[str, Any]:
+    """Copy a checkpoint without its weights; returns others, which make the file ``ran`` when they are unpickled."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "model.safetensors").unlink()
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (ran,))
+
+    return {"embeddings.word_embeddings.weight": Runs()}
 
 
 def _encoder(model_type: str, **settings: Any) -> Callable[[Path], None]:

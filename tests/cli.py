@@ -14,7 +14,16 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
-__all__ = ["command", "give_database", "run", "runs", "start"]
+__all__ = ["TINY_SWEEP", "command", "give_database", "run", "runs", "start"]
+
+#: The splits and the precision of a tiny sweep on a checkpoint of the tests, whose folder is `model.path`.
+TINY_SWEEP = (
+    "model=local",
+    "dataset.train_size=64",
+    "dataset.validation_size=40",
+    "dataset.test_size=60",
+    "trainer.precision=fp32",
+)
 
 # New processes are forked from one that has done the imports, which take longer than most commands.
 _PROCESSES = multiprocessing.get_context("forkserver")

@@ -136,8 +136,8 @@ def serve(pipe: Pipe, read: Callable[[Shared], Workload], *, apart: bool = False
 
 def _carry_out(workload: Workload, job: Job, pipe: Pipe, apart: bool) -> Ended:
     try:
-        with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
-            owner = _Owner(pipe, workload.task.cache, Path(folder, "model") if apart else None)
+        with tempfile.TemporaryDirectory(prefix="thawline-") if apart else contextlib.nullcontext() as folder:
+            owner = _Owner(pipe, workload.task.cache, None if folder is None else Path(folder, "model"))
             if apart:
                 job = replace(job, checkpoints=None)  # the owner could neither find nor remove them
             train(workload, job, owner, owner.look)

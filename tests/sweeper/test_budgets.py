@@ -11,12 +11,8 @@ import pytest
 from tests import cli
 
 TINY = [
-    "model=local",
-    "dataset.train_size=64",
-    "dataset.validation_size=40",
-    "dataset.test_size=60",
+    *cli.TINY_SWEEP,
     "trainer.epochs=1",
-    "trainer.precision=fp32",
     "final.seeds=1",
     "study.pruner=none",
     "report.constrain_search=true",

@@ -16,15 +16,11 @@ import optuna
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from tests.cli import command, run, runs
+from tests.cli import TINY_SWEEP, command, run, runs
 
 TINY = [
-    "model=local",
-    "dataset.train_size=64",
-    "dataset.validation_size=40",
-    "dataset.test_size=60",
+    *TINY_SWEEP,
     "trainer.epochs=2",
-    "trainer.precision=fp32",
     "final.seeds=2",
     "study.n_trials=3",
     "study.pruner=none",

@@ -21,15 +21,11 @@ from sweeper.errors import DataError
 from sweeper.faults import failure_reason
 from sweeper.models.preprocessing import Preprocessing
 from sweeper.objective import Run, Task
-from tests.cli import command, give_database, run, runs
+from tests.cli import TINY_SWEEP, command, give_database, run, runs
 
 TINY = [
-    "model=local",
-    "dataset.train_size=64",
-    "dataset.validation_size=40",
-    "dataset.test_size=60",
+    *TINY_SWEEP,
     "trainer.epochs=2",
-    "trainer.precision=fp32",
     "final.seeds=1",
     "study.n_trials=2",
     "study.pruner=none",

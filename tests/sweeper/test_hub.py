@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import pickle
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.checkpoints import poisoned
 from tests.cli import runs
 from tests.hub import Client, Hub, serve
 
@@ -173,14 +172,8 @@ def test_pickled_weights_of_the_hub_run_no_code(
     hub: Hub, client: Client, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder, ran = tmp_path / "pickled", tmp_path / "ran"
-    shutil.copytree(checkpoint("bert"), folder)
-    (folder / "model.safetensors").unlink()
-
-    class Runs:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (ran,))
-
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"embeddings.word_embeddings.weight": Runs()}))
+    weights = poisoned(checkpoint("bert"), folder, ran)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(weights))
     hub.add("user/pickled", folder)
     printed = client.run(*TEXT, "model.name=user/pickled", status=2)
     assert "pickled weights hold more than tensors" in printed and "Traceback" not in printed

@@ -13,16 +13,12 @@ from sweeper.errors import ThawlineError
 from sweeper.files import inside, replaced
 from sweeper.names import folder_problem, text_problem
 from sweeper.ownership import StudyOwner
-from tests.cli import run
+from tests.cli import TINY_SWEEP, run
 
 TINY = [
-    "model=local",
+    *TINY_SWEEP,
     "strategy=frozen",
-    "dataset.train_size=64",
-    "dataset.validation_size=40",
-    "dataset.test_size=60",
     "trainer.epochs=1",
-    "trainer.precision=fp32",
     "final.seeds=0",
     "study.n_trials=1",
 ]

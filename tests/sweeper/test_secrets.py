@@ -8,7 +8,7 @@ import pytest
 
 from sweeper.errors import ConfigError
 from sweeper.secrets import redacted
-from tests.cli import run, runs
+from tests.cli import TINY_SWEEP, run, runs
 
 SECRET = "hunter2-and-more"
 
@@ -40,14 +40,10 @@ def test_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch, 
 def test_a_sweep_leaves_no_secret_anywhere(tmp_path: Path, tiny_checkpoint: Path) -> None:
     output = tmp_path / "out"
     arguments = [
-        "model=local",
+        *TINY_SWEEP,
         f"model.path={tiny_checkpoint}",
         "strategy=frozen",
-        "dataset.train_size=64",
-        "dataset.validation_size=40",
-        "dataset.test_size=60",
         "trainer.epochs=1",
-        "trainer.precision=fp32",
         "final.seeds=1",
         "study.n_trials=1",
         f"study.storage='sqlite:///file:{output / 'optuna.db'}?uri=true&password={SECRET}'",

@@ -18,7 +18,7 @@ from sweeper.errors import StudyError
 from sweeper.ownership import StudyOwner
 from sweeper.storage import existing_storage, open_storage, storage_url
 from tests import postgres
-from tests.cli import command, run, runs
+from tests.cli import TINY_SWEEP, command, run, runs
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +110,10 @@ def test_a_sweep_in_postgresql_survives_its_server_and_its_own_death(
 ) -> None:
     arguments = [
         "sweep",
-        "model=local",
+        *TINY_SWEEP,
         f"model.path={tiny_checkpoint}",
         "strategy=frozen",
-        "dataset.train_size=64",
-        "dataset.validation_size=40",
-        "dataset.test_size=60",
         "trainer.epochs=100",
-        "trainer.precision=fp32",
         "final.seeds=1",
         "study.pruner=none",
     ]

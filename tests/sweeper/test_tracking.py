@@ -20,16 +20,12 @@ from sweeper import schema
 from sweeper.errors import StudyError
 from sweeper.outbox import FILE, Outbox
 from sweeper.tracking import Tracker, log_report
-from tests.cli import give_database, run, start
+from tests.cli import TINY_SWEEP, give_database, run, start
 from tests.mlflow_server import Server, free_port
 
 TINY = [
     "strategy=full",
-    "model=local",
-    "dataset.train_size=64",
-    "dataset.validation_size=40",
-    "dataset.test_size=60",
-    "trainer.precision=fp32",
+    *TINY_SWEEP,
     "study.pruner=none",
     "verbosity=verbose",
 ]

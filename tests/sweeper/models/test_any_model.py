@@ -32,6 +32,7 @@ from sweeper.models.preprocessing import preprocessing_of, with_image_size
 from sweeper.models.pretrained import Pretrained, load_model, timm_repository
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
+from tests.checkpoints import poisoned
 from tests.strategies.strategy_contract import inputs, logits
 from tests.tasks import SETTINGS
 
@@ -212,14 +213,7 @@ def test_a_size_of_no_whole_patches_says_which_are(checkpoint: Checkpoint, kind:
 
 def test_pickled_weights_run_no_code(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder, ran = tmp_path / "pickled", tmp_path / "ran"
-    shutil.copytree(checkpoint("bert"), folder)
-    (folder / "model.safetensors").unlink()
-
-    class Runs:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (ran,))
-
-    weights = {"embeddings.word_embeddings.weight": Runs()}
+    weights = poisoned(checkpoint("bert"), folder, ran)
     for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
         save(weights, folder / "pytorch_model.bin")
         with pytest.raises(ConfigError, match="pickled weights hold more than tensors"):
