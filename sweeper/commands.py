@@ -42,7 +42,7 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, once the report of
             the others is written.
     """
-    if configs[0].engine.name == "processes" and not configs[0].dry_run:
+    if configs[0].engine.name == "processes" and not configs[0].dry_run and any(map(_needs_workers, configs)):
         worker_context()  # the workers' imports, beside ours
     with quick_imports():
         from sweeper.comparison import prepare_comparisons, run_comparison  # reports do without torch
@@ -76,6 +76,11 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
     for failure in failures:
         raise failure
+
+
+def _needs_workers(config: Config) -> bool:
+    """Whether a study may not be brief (:func:`sweeper.engine.is_brief`), as far as its configuration tells."""
+    return config.strategy.get("name") != "frozen" or not config.cache.enabled
 
 
 def _with_train_size(config: Config, size: int) -> Config:

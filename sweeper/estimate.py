@@ -15,7 +15,7 @@ from sweeper.data.encoding import EncodedSplit
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.training.domain_pretrain import DomainPretraining, pretrain_language_model
-from sweeper.training.fit import EVAL_BATCH_SIZE, stage_epochs
+from sweeper.training.fit import stage_epochs
 from sweeper.training.pseudo_label import PseudoLabelling
 from sweeper.training.state_store import StateStore
 
@@ -61,8 +61,9 @@ def estimate(
     timed = {**highest, **{key: value for key, value in lowest.items() if key == LEARNING_RATE}}
     stages = spec.build(timed)[0].stages(task.pretrained.layout)
     batch = task.settings.batch_size * task.settings.gradient_accumulation_steps
+    evaluated = task.encoder.evaluation_batch_size
     train = _spread(task.train, batch * TIMED_STEPS)
-    validation = _spread(task.validation, EVAL_BATCH_SIZE * 2)
+    validation = _spread(task.validation, evaluated * 2)
     settings = replace(task.settings, epochs=len(stages), early_stopping_patience=0)
     marks: list[list[float]] = [[]]  # the ends of steps, of each epoch and so of each stage
     recording = 0.0
@@ -91,16 +92,16 @@ def estimate(
         timed_train = steps[min(WARM_UP_STEPS, train_steps - 2) : train_steps - 1] or steps
         evaluation_step = min(evaluation_step, statistics.median(steps[train_steps - 1 :] or timed_train))
         train_step += epochs * statistics.median(timed_train)
-    evaluations = task.settings.epochs * evaluation_step * math.ceil(len(task.validation) / EVAL_BATCH_SIZE)
+    evaluations = task.settings.epochs * evaluation_step * math.ceil(len(task.validation) / evaluated)
 
     def training(examples: int) -> float:
         return train_step * math.ceil(examples / batch) + evaluations
 
     available = len(task.dataset.unlabelled)
     unlabelled = available if pseudo_label.size is None else min(pseudo_label.size, available)
-    labelling = evaluation_step * math.ceil(unlabelled / EVAL_BATCH_SIZE)
+    labelling = evaluation_step * math.ceil(unlabelled / evaluated)
     of_run = training(len(task.train)) + pseudo_label.rounds * (labelling + training(len(task.train) + unlabelled))
-    test = evaluation_step * math.ceil(len(task.test) / EVAL_BATCH_SIZE)
+    test = evaluation_step * math.ceil(len(task.test) / evaluated)
     runs = n_trials + final_seeds
     trainable = sorted((int(low[schema.TRAINABLE_PARAMS]), int(high[schema.TRAINABLE_PARAMS])))
     return Estimate(

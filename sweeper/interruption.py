@@ -38,8 +38,12 @@ class StopSignal:
     def check(self) -> None:
         """Raise :class:`Interrupted` if a signal came."""
         if self.received:
-            self._closing = True
+            self.closing()
             raise Interrupted(self.received)
+
+    def closing(self) -> None:
+        """From now on signals are passed over: what is open is being closed."""
+        self._closing = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._closing:  # it takes a moment; ending it half-way would leave runs open

@@ -28,6 +28,8 @@ from sweeper.training.pseudo_label import Round
 from sweeper.training.recorder import Diverged, EpochRecord
 
 __all__ = [
+    "ATTEMPTS",
+    "EXCUSED",
     "FINAL",
     "INDEX",
     "REASON",
@@ -43,10 +45,13 @@ __all__ = [
 ]
 
 WORST_LOSS = 1e9  # what a diverged trial reports
+ATTEMPTS = 3  # times that a run may take its process with it
 
 #: Attributes of trials in Optuna; a study has its run too, and a record for each final.
 STATE, REASON, INDEX, RUN, SECONDS = "state", "reason", "index", "mlflow_run", "seconds"
+EXCUSED = "excused"  # of an interrupted trial: a signal or something else that ended the sweep; no attempt of its own
 FINAL = "final"  # final:<configuration>:<seed's number>
+_INTERRUPTED = "interrupted"  # interrupted:<the same>: the final's runs that took their process with them, or may yet
 SHIFTED = "shifted"  # of a final's record
 
 
@@ -98,6 +103,27 @@ class Book:
     def final_key(self, configuration: str, seed_index: int) -> str:
         """The study's attribute that records a final."""
         return f"{FINAL}:{configuration}:{seed_index}"
+
+    def record_final(self, key: str, run_id: str, state: str, reason: str, validation: float | None) -> None:
+        """Write down, for good, how a final ended."""
+        record = {"run": run_id, STATE: state, REASON: reason, "validation": validation, SHIFTED: self.shifted}
+        self.study.set_user_attr(key, record)
+
+    def attempts(self, key: str) -> list[str]:
+        """The runs of a final that took their process with them, and the one under way."""
+        found: list[str] = self.study.user_attrs.get(_attempts_key(key), [])
+        return found
+
+    def set_attempts(self, key: str, runs: list[str]) -> None:
+        """See :meth:`attempts`."""
+        self.study.set_user_attr(_attempts_key(key), runs)
+
+    def give_up_final(self, key: str) -> None:
+        """Record a final that was interrupted too often as failed."""
+        runs = self.attempts(key)
+        reason = f"interrupted {len(runs)} times"
+        self.record_final(key, runs[-1], schema.STATE_FAILED, reason, None)
+        self.tracker.finish(runs[-1], schema.STATE_FAILED, reason=reason)
 
 
 def tell(study: optuna.Study, trial: Trial, state: str, reason: str, value: float | None, seconds: float) -> None:
@@ -217,7 +243,8 @@ class TrialRun(_Run):
         score = getattr(record, self.book.plan.metric)
         self.line.epoch(record, score)
         self.trial.report(score, record.epoch)
-        if record.epoch < self.book.plan.epochs and self.trial.should_prune():
+        # An epoch of before an interruption was let pass then, when fewer trials had got as far.
+        if not record.replayed and record.epoch < self.book.plan.epochs and self.trial.should_prune():
             raise optuna.TrialPruned(f"{score:.4f} after epoch {record.epoch}")
 
     def on_trained(self, trained: Trained) -> Path | None:
@@ -240,6 +267,8 @@ class TrialRun(_Run):
         book.tracker.flush()  # first, so that a kill before the end loses none
         value = self.score if state == schema.STATE_COMPLETE else None
         self.state, self.reason = state, reason
+        if fatal is not None:
+            self.trial.set_user_attr(EXCUSED, True)
         tell(book.study, self.trial, state, reason, value, self._charged(metrics[schema.TRAIN_SECONDS]))
         book.tracker.finish(self.run_id, state, reason=reason)
         self.line.trial_finished(state, reason, value, book.best_value())
@@ -288,6 +317,7 @@ class FinalRun(_Run):
         self.configuration = configuration
         self.key = book.final_key(configuration, seed_index)
         self.folder, self.staged = folder, _staged(folder, self.run_id)
+        book.set_attempts(self.key, [*book.attempts(self.key), self.run_id])
         self.line = book.progress.final_started(seed_index + 1, plan.final_seeds)
 
     def on_epoch(self, record: EpochRecord) -> None:
@@ -319,22 +349,17 @@ class FinalRun(_Run):
         shutil.rmtree(self.staged, ignore_errors=True)
         if state != schema.STATE_INTERRUPTED:
             self._record(state, reason)
+            book.set_attempts(self.key, [])
+        elif fatal is not None:
+            book.set_attempts(self.key, [run for run in book.attempts(self.key) if run != self.run_id])
         book.tracker.finish(self.run_id, state, reason=reason)
         self.line.final_finished(state, reason, metrics.get(schema.TEST_ACCURACY))
         self._clear_checkpoints(state)
         if fatal is not None:
             raise fatal
 
-    def give_up(self, attempts: int) -> None:
-        """Record a final that was interrupted too often as failed."""
-        reason = f"interrupted {attempts} times"
-        self._record(schema.STATE_FAILED, reason)
-        self.book.tracker.finish(self.run_id, schema.STATE_FAILED, reason=reason)
-
     def _record(self, state: str, reason: str) -> None:
-        record = {"run": self.run_id, STATE: state, REASON: reason, "validation": self.score}
-        record[SHIFTED] = self.book.shifted
-        self.book.study.set_user_attr(self.key, record)
+        self.book.record_final(self.key, self.run_id, state, reason, self.score)
 
     def _best(self) -> bool:
         """Whether no other final of the configuration has as good a validation score; the test split has no say."""
@@ -346,6 +371,10 @@ class FinalRun(_Run):
         ]
         assert self.score is not None, "asked where a final has been trained"
         return not earlier or (self.score > max(earlier) if self.book.plan.maximize else self.score < min(earlier))
+
+
+def _attempts_key(key: str) -> str:
+    return f"{_INTERRUPTED}:{key.removeprefix(f'{FINAL}:')}"
 
 
 def remove_staged(folder: Path) -> None:

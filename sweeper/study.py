@@ -32,6 +32,8 @@ from sweeper.plan import Plan
 from sweeper.progress import Progress, duration
 from sweeper.resume import claim
 from sweeper.runs import (
+    ATTEMPTS,
+    EXCUSED,
     FINAL,
     INDEX,
     REASON,
@@ -52,7 +54,6 @@ __all__ = ["finished_trials", "hyperparameter_importances", "run_study"]
 
 STARTUP_TRIALS = 4  # random trials before TPE models anything; its own default, 10, exceeds a small study
 IMPORTANCE_TRIALS = 10  # with 8, fANOVA named the only hyperparameter that mattered in half of the studies; 12: 7 of 8
-ATTEMPTS = 3  # times that one configuration is tried when it is interrupted
 
 # Attributes of studies in Optuna; of the second there is one for each index.
 _LOST_SECONDS, _GIVEN_UP = "domain_pretrain_lost_seconds", "given_up"
@@ -200,19 +201,23 @@ class _StudyRunner:
         started = time.monotonic()
         runs: list[TrialRun] = []
 
+        def is_late() -> bool:
+            return self.plan.timeout is not None and time.monotonic() - started > self.plan.timeout
+
         def next_trial() -> Assignment | None:
             self._check_failures(runs)
             self._retry_interrupted()
             done, running = len(self._finished()), sum(run.state is None for run in runs)
-            late = self.plan.timeout is not None and time.monotonic() - started > self.plan.timeout
-            if late or done + running >= self.plan.n_trials:
+            if is_late() or done + running >= self.plan.n_trials:
                 return None
             runs.append(TrialRun(self.book, self._ask(), done + running + 1))
             return runs[-1].job, runs[-1]
 
-        self.engine.run(workload, next_trial, stop)
-        while self._close_lost() and len(self._finished()) < self.plan.n_trials:
+        self._retry_interrupted()
+        while len(self._finished()) < self.plan.n_trials and not is_late():
             self.engine.run(workload, next_trial, stop)
+            if not self._close_lost():
+                break
         if (done := len(self._finished())) < self.plan.n_trials:
             self.progress.note(f"timeout after {done} of {self.plan.n_trials} trials")
             return False
@@ -224,8 +229,14 @@ class _StudyRunner:
         seed = derive_seed(self.plan.seed, "sampler", number)
         self.study.sampler = _sampler(self.plan.sampler, seed, several=self.engine.workers > 1)
         trial = self.study.ask(self.plan.spec.space)
-        if INDEX not in trial.user_attrs:
+        others = [other for other in self.study.get_trials(deepcopy=False) if other.number != trial.number]
+        if (index := trial.user_attrs.get(INDEX)) is None:
             trial.set_user_attr(INDEX, self._next_index())
+        elif index in _settled(others):
+            # A database that lost its answer to the queueing was asked twice.
+            trial.set_user_attr(EXCUSED, True)
+            tell(self.study, trial, schema.STATE_INTERRUPTED, "queued twice", None, 0.0)
+            return self._ask()
         return trial
 
     def _close_lost(self) -> bool:
@@ -257,12 +268,8 @@ class _StudyRunner:
     def _retry_interrupted(self) -> None:
         """Queue each interrupted configuration again, under its own index, unless it was tried often enough."""
         trials = self.study.get_trials(deepcopy=False)
-        attempts = Counter(trial.user_attrs.get(INDEX) for trial in trials if trial.state.is_finished())
-        settled = {
-            trial.user_attrs.get(INDEX)
-            for trial in trials
-            if not trial.state.is_finished() or trial.user_attrs.get(STATE) != schema.STATE_INTERRUPTED
-        }
+        attempts = _attempts(trials)
+        settled = _settled(trials)
         for index, count in attempts.items():
             if index in settled or index is None:
                 continue
@@ -322,22 +329,29 @@ class _StudyRunner:
         earlier = [record for key in keys if (record := self.study.user_attrs.get(key)) is not None]
         folder = inside(self.models_dir, self.plan.study)
         remove_staged(folder)
-        attempts: dict[str, list[FinalRun]] = {key: [] for key in keys}
-        again = {key for key in keys if self.study.user_attrs.get(key, {}).get(STATE) == schema.STATE_FAILED}
+        recorded = self.study.user_attrs
+        # One that failed is tried again, once in each command, whose user may have mended the cause.
+        todo = [
+            index
+            for index, key in enumerate(keys)
+            if key not in recorded
+            or (recorded[key][STATE] == schema.STATE_FAILED and len(self.book.attempts(key)) < ATTEMPTS)
+        ]
+        runs: dict[int, FinalRun] = {}
 
         def next_final() -> Assignment | None:
-            for index, (key, runs) in enumerate(attempts.items()):
-                if (key in self.study.user_attrs and key not in again) or any(run.state is None for run in runs):
-                    continue
-                if len(runs) == ATTEMPTS:
-                    runs[-1].give_up(ATTEMPTS)
-                    continue
-                again.discard(key)  # once in each command, whose user may have mended the cause
-                runs.append(FinalRun(self.book, best, configuration, index, folder))
-                return runs[-1].job, runs[-1]
+            for index in todo:
+                if (run := runs.get(index)) is not None and run.state != schema.STATE_INTERRUPTED:
+                    continue  # under way, or settled
+                if len(self.book.attempts(keys[index])) < ATTEMPTS:
+                    runs[index] = FinalRun(self.book, best, configuration, index, folder)
+                    return runs[index].job, runs[index]
+                if keys[index] not in self.study.user_attrs:
+                    self.book.give_up_final(keys[index])
             return None
 
-        self.engine.run(workload, next_final, stop)
+        if todo:
+            self.engine.run(workload, next_final, stop)
         ended = [self.study.user_attrs.get(key, {}) for key in keys]
         failed = [str(record.get(REASON, "")) for record in ended if record.get(STATE) == schema.STATE_FAILED]
         if failed and len(failed) / len(ended) > self.plan.max_failure_rate:
@@ -415,7 +429,7 @@ class _StudyRunner:
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count towards a study's total: all but interrupted ones that are, or can be, tried again."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    attempts = Counter(trial.user_attrs.get(INDEX) for trial in trials)
+    attempts = _attempts(trials)
     counted = [trial for trial in trials if trial.user_attrs.get(STATE) != schema.STATE_INTERRUPTED]
     settled = {trial.user_attrs.get(INDEX) for trial in counted}
     given_up = {
@@ -424,6 +438,24 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
         if (index := trial.user_attrs.get(INDEX)) is not None and index not in settled and attempts[index] >= ATTEMPTS
     }
     return [*counted, *given_up.values()]
+
+
+def _attempts(trials: Sequence[FrozenTrial]) -> dict[int | None, int]:
+    """Index -> how often its configuration was tried; a signal's interruptions are not its own."""
+    attempts: dict[int | None, int] = Counter()
+    for trial in trials:
+        if trial.state.is_finished():
+            attempts[trial.user_attrs.get(INDEX)] += EXCUSED not in trial.user_attrs
+    return attempts
+
+
+def _settled(trials: Sequence[FrozenTrial]) -> set[int | None]:
+    """The indices whose configuration has ended for good, is under way or waits."""
+    return {
+        trial.user_attrs.get(INDEX)
+        for trial in trials
+        if not trial.state.is_finished() or trial.user_attrs.get(STATE) != schema.STATE_INTERRUPTED
+    }
 
 
 def hyperparameter_importances(study: optuna.Study) -> dict[str, float]:

@@ -475,9 +475,14 @@ def _is_down(error: Exception) -> bool:
     """Whether the same write can succeed later: no connection, answer or permission yet, or an error of the server."""
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
-    else:  # of a store of artifacts
-        status = getattr(getattr(error, "response", None), "status_code", 0)
-    return isinstance(error, ConnectionError | TimeoutError) or status in (401, 403, 408, 429) or status >= 500
+    else:  # of a store of artifacts, each with errors of its own
+        response = getattr(error, "response", None)
+        details = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        status = getattr(response, "status_code", None) or details.get("HTTPStatusCode")
+        if status is None:  # no answer at all, unless the code is mistaken
+            mistakes = _Refused | TypeError | ValueError | AttributeError | LookupError
+            return isinstance(error, OSError) or not isinstance(error, mistakes)
+    return status in (401, 403, 408, 429) or status >= 500
 
 
 def _reason(error: Exception) -> str:

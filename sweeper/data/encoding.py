@@ -93,7 +93,16 @@ class EncodedSplit:
 
 
 class Encoder(Protocol):
-    """How inputs of one modality become batches of a model."""
+    """How inputs of one modality become batches of a model.
+
+    Attributes:
+        evaluation_batch_size: examples of a pass without gradients.
+    """
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """See above."""
+        ...
 
     def encode(self, inputs: Sequence[Any], labels: np.ndarray | None, *, by_length: bool) -> EncodedSplit:
         """Encode a split once; ``by_length`` sorts it, so that an evaluation pads little."""

@@ -172,6 +172,11 @@ class ImageEncoder:
             batch["labels"] = torch.tensor([row["labels"] for row in examples])
         return batch
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """On a CPU, feature maps of more images than these leave its cache: half the speed with EfficientNet-Lite0."""
+        return 64 if torch.cuda.is_available() else 8
+
     def blank(self, batch: int, tokens: int) -> dict[str, torch.Tensor]:
         """Grey images."""
         return {"pixel_values": torch.zeros(batch, 3, *self.preprocessing.size)}

@@ -34,6 +34,11 @@ class TextEncoder:
     max_length: int
     accepted: frozenset[str] | None = None
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """With MiniLM on two cores the fastest, or close to it."""
+        return 64
+
     def encode(self, inputs: Sequence[Any], labels: np.ndarray | None, *, by_length: bool) -> EncodedSplit:
         """Tokenise without padding; of a pair, the longer text is cut first.
 

@@ -46,14 +46,14 @@ class ProcessEngine(WorkerEngine):
         self.workers = workers or self._gpus or min(cores, MAX_WORKERS)
         self._threads = max(1, cores // self.workers)
         self.description = f"{self.workers} processes of {self._threads} thread{'s' if self._threads > 1 else ''}"
-        self._context = worker_context()
         self._files = tempfile.TemporaryDirectory(prefix="thawline-")
 
     def start(self, number: int) -> Remote:
         """See :meth:`WorkerEngine.start`."""
-        ours, theirs = self._context.Pipe()
+        context = worker_context()
+        ours, theirs = context.Pipe()
         device = str(number % self._gpus) if self._gpus else None
-        process = self._context.Process(
+        process = context.Process(
             target=_live, args=(theirs, self._threads, device), name=f"worker {number + 1}", daemon=True
         )
         process.start()

@@ -86,6 +86,7 @@ class WorkerEngine(Engine):
                 for worker in self._ready(busy, POLL_SECONDS):
                     self._receive(worker)
         except BaseException as error:
+            stop.closing()
             self._abandon(error)
             raise
 

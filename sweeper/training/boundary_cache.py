@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 #: What examples and batches call their recorded states: (batch, tokens, width), or (batch, ...).
 STATES = "boundary_states"
-BATCH = 64
 #: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}
 
@@ -188,7 +187,7 @@ class BoundaryCache:
                 batch = self._collate(split, rows)
                 return batch, _capture(model, cuts, batch, self.precision)
 
-            for rows, (batch, found) in Halving(BATCH).over(order.tolist(), capture):
+            for rows, (batch, found) in Halving(self.encoder.evaluation_batch_size).over(order.tolist(), capture):
                 if not recorded:
                     shapes = {cut: _shape(states, batch, split) for cut, (states, _) in found.items()}
                     dtype = DTYPES[self.precision]

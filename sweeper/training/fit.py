@@ -28,7 +28,6 @@ from sweeper.training.recorder import EpochRecord, EpochRecorder
 from sweeper.training.seeds import generator_states, set_generator_states, set_seed
 
 __all__ = [
-    "EVAL_BATCH_SIZE",
     "FitResult",
     "TrainerSettings",
     "TrainingData",
@@ -36,8 +35,6 @@ __all__ = [
     "predict",
     "stage_epochs",
 ]
-
-EVAL_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -287,7 +284,7 @@ def _train_with_trainer(
             weight_decay=settings.weight_decay,
             precision=settings.precision,
             seed=run.seed,
-            per_device_eval_batch_size=EVAL_BATCH_SIZE,
+            per_device_eval_batch_size=data.encoder.evaluation_batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
             eval_strategy="epoch",
@@ -336,7 +333,7 @@ def predict(
             with autocast(precision):
                 return model(**inputs).logits.float().cpu().numpy()
 
-        for _, found in Halving(EVAL_BATCH_SIZE).over(range(len(split)), logits_of):
+        for _, found in Halving(data.encoder.evaluation_batch_size).over(range(len(split)), logits_of):
             parts.append(found)
             on_step()
         if attached is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,10 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """The scores of one epoch (1-based)."""
+    """The scores of one epoch (1-based).
+
+    ``replayed``: a run that goes on from a checkpoint reports it again, and a later one as well.
+    """
 
     epoch: int
     train_loss: float
@@ -36,10 +39,11 @@ class EpochRecord:
     validation_accuracy: float
     validation_macro_f1: float
     train_samples_per_second: float
+    replayed: bool = False
 
     def metrics(self) -> dict[str, float]:
         """Every score by its name in the schema, without the epoch."""
-        return {name: value for name, value in asdict(self).items() if name != "epoch"}
+        return {name: value for name, value in asdict(self).items() if name not in ("epoch", "replayed")}
 
 
 class EpochRecorder:
@@ -113,7 +117,7 @@ class EpochRecorder:
         self._seconds = state["seconds"]
         for values in state["history"]:
             self.history.append(EpochRecord(**values))
-            self._on_epoch(self.history[-1])
+            self._on_epoch(replace(self.history[-1], replayed=len(self.history) < len(state["history"])))
 
     def stage_begins(self) -> None:
         """Early stopping counts anew."""

@@ -17,10 +17,10 @@ from optuna.distributions import IntDistribution
 from strategies import Adapter, Frozen, Full, Gradual, Lora, LpFt, Partial, Strategy
 from sweeper.comparison import boundary_cuts as cuts
 from sweeper.data import load_dataset
+from sweeper.data.tokenize import TextEncoder
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
-from sweeper.training.fit import EVAL_BATCH_SIZE
 from sweeper.training.state_store import StateStore
 from tests.tasks import SETTINGS, load_task
 
@@ -168,7 +168,7 @@ def test_speed_is_that_of_the_whole_model_and_a_recording_is_known_by_what_it_to
     predicted = task.predict(second, task.test)
     assert not seen and len(predicted)
     assert task.score_test(second).metrics["test_samples_per_second"] > 0
-    assert len(seen) == 2 * -(-len(task.test) // EVAL_BATCH_SIZE)  # two passes
+    assert len(seen) == 2 * -(-len(task.test) // task.encoder.evaluation_batch_size)  # two passes
 
 
 def test_a_damaged_entry_is_recorded_again(stored: Any, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_features_as_wide_as_a_text_is_long_are_no_states_of_tokens(
     lengths = np.sort(cached.train.lengths)
     last = int(np.flatnonzero(lengths == width)[-1])  # a batch that ends here is as long as a feature is wide
     assert lengths[0] < width
-    monkeypatch.setattr("sweeper.training.boundary_cache.BATCH", last + 1)
+    monkeypatch.setattr(TextEncoder, "evaluation_batch_size", last + 1)
     runs = [task.run(spec(Frozen()), {}, seed=1) for task in (plain, cached)]
     first, second = ([epoch.train_loss for epoch in run.fit.history] for run in runs)
     assert first == pytest.approx(second, rel=1e-4)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ from PIL import Image
 
 from sweeper.__main__ import main
 from sweeper.data.images import ImageEncoder, StoredImage
+from sweeper.engine import WorkerDied
 from sweeper.errors import DataError
 from sweeper.faults import failure_reason
+from sweeper.interruption import Interrupted
 from sweeper.models.preprocessing import Preprocessing
 from sweeper.objective import Run, Task
 from tests.cli import TINY_SWEEP, command, give_database, run, runs
@@ -48,6 +53,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """Hydra disables all that there are when a command starts, which here is not the process's only one."""
+    yield
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
 def fill(disk: Path, *, free: int) -> Path:
     """A file that leaves so many bytes of a disk."""
     filler = disk / "filler"
@@ -74,7 +88,7 @@ def finished(output: Path) -> int:
     return states.count("COMPLETE")
 
 
-def sweep(monkeypatch: pytest.MonkeyPatch, output: Path, tiny: list[str], failing: dict[int, Exception]) -> int:
+def sweep(monkeypatch: pytest.MonkeyPatch, output: Path, tiny: list[str], failing: dict[int, BaseException]) -> int:
     """Sweep in this process; the runs of these numbers end with these errors. Returns the status."""
     train, numbers = Task.run, iter(range(100))
 
@@ -97,6 +111,8 @@ def sweep(monkeypatch: pytest.MonkeyPatch, output: Path, tiny: list[str], failin
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 ROW = DataError("image shelf/7.png cannot be read any more: truncated", "Put it back.")
+DIED = WorkerDied("worker 1 was ended by SIGKILL")
+STOPPED = Interrupted("SIGTERM")
 
 
 @pytest.mark.slow
@@ -138,6 +154,53 @@ def test_too_many_failures_stop_a_study_with_a_summary(
     assert "run the same command, or raise study.max_failure_rate" in error
     assert "RUNNING" not in set(runs(tmp_path)["status"])
     assert sweep(monkeypatch, tmp_path, tiny, {}) == 0, "the cause is mended: the study goes on"
+
+
+@pytest.mark.slow
+def test_what_takes_its_process_with_it_is_tried_three_times_over_all_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: list[str]
+) -> None:
+    give_database(tmp_path)
+    for _ in range(2):
+        assert sweep(monkeypatch, tmp_path, tiny, {0: DIED, 1: STOPPED}) != 0
+    assert sweep(monkeypatch, tmp_path, tiny, {0: DIED, 4: DIED, 5: STOPPED}) != 0  # three trials and a final
+    assert sweep(monkeypatch, tmp_path, tiny, {0: DIED, 1: DIED}) == 0
+    trials, finals = runs(tmp_path, kind="trial"), runs(tmp_path, kind="final")
+    assert Counter(trials["tags.thawline.state"]) == {"interrupted": 4, "failed": 1, "complete": 3}
+    assert Counter(finals["tags.thawline.state"]) == {"interrupted": 3, "failed": 1, "complete": 1}
+    assert "interrupted 3 times" in set(finals["tags.thawline.reason"])
+    assert sweep(monkeypatch, tmp_path, tiny, {}) == 0
+    assert len(runs(tmp_path, kind="final")) == 5, "given up for good"
+
+
+@pytest.mark.slow
+def test_a_signal_is_no_attempt_of_the_trial_that_it_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: list[str]
+) -> None:
+    give_database(tmp_path)
+    for _ in range(4):
+        assert sweep(monkeypatch, tmp_path, tiny, {0: STOPPED}) != 0
+    assert sweep(monkeypatch, tmp_path, tiny, {}) == 0
+    assert finished(tmp_path) == 4
+
+
+@pytest.mark.slow
+def test_a_clock_that_goes_backwards_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: list[str]
+) -> None:
+    give_database(tmp_path)
+    real, started = time.time, time.time()
+    monkeypatch.setattr(time, "time", lambda: started - 60 * (real() - started))
+    assert sweep(monkeypatch, tmp_path, tiny, {2: STOPPED}) != 0
+    monkeypatch.setattr(time, "time", lambda: real() - 86_400)
+    assert sweep(monkeypatch, tmp_path, tiny, {}) == 0
+    assert finished(tmp_path) == 4
+    every = runs(tmp_path)
+    assert "RUNNING" not in set(every["status"])
+    kinds = Counter(every.loc[every["tags.thawline.state"] == "complete", "tags.thawline.kind"])
+    assert kinds["trial"] == 4 and kinds["final"] == 2
+    (report,) = tmp_path.glob("reports/*/report.md")
+    assert "2 finals" in report.read_text() or "2 seeds" in report.read_text()
 
 
 @pytest.mark.parametrize(
