@@ -8,7 +8,8 @@ Each case runs, one after the other and interleaved over the rounds: ours (`pyth
 an empty cache and an empty output folder, no finals, no report), A and B of :mod:`benchmarks.baseline` on the
 hyperparameters that ours sampled. Every side is a process of its own; its wall time and its peak memory are the
 operating system's. The scripts are linear in the trials: where ``--baseline-trials`` has them run fewer, which the
-column ``measured`` says, the rest is counted at the mean of those that ran after the first.
+column ``measured`` says, the rest of each strategy is counted at the mean of those that ran after its first, which
+loads what the others find loaded: at least two run.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ FULL = (
     Case("frozen, 90 trials", ("frozen",), 90, 5, baseline_trials=4),
     Case("frozen, images, 30 trials", ("frozen",), 30, 5, 700, 300, "image", baseline_trials=2),
     Case("frozen, images, 90 trials", ("frozen",), 90, 5, 700, 300, "image", baseline_trials=2),
-    Case("frozen, 9,000 examples", ("frozen",), 30, 2, train=9000, baseline_trials=1),
+    Case("frozen, 9,000 examples", ("frozen",), 30, 2, train=9000, baseline_trials=2),
     Case("partial, last 2 of 6 blocks", ("partial",), 8, 3, baseline_trials=4),
     Case("LoRA r=8", ("lora",), 4, 3, baseline_trials=2),
     Case("full, text", ("full",), 4, 3, baseline_trials=2),
@@ -146,6 +147,8 @@ def main() -> None:
         if arguments.cases and not any(case.name.startswith(name) for name in arguments.cases):
             continue
         if arguments.baseline_trials is not None:
+            if arguments.baseline_trials == 1 < case.trials:
+                parser.error("--baseline-trials: at least 2, or 0 for all")
             case = dataclasses.replace(case, baseline_trials=arguments.baseline_trials or None)
         for number in range(arguments.rounds):
             for result in run_round(case, number, arguments.sides, arguments.engine):
@@ -173,7 +176,7 @@ def run_round(case: Case, number: int, sides: Sequence[str], engine: str) -> lis
         job.write_text(json.dumps({**_data(case, root), "trials": trials}))
         for side in sides:
             if side != "ours":
-                found.append(_baseline(side, case, job, len(trials)))
+                found.append(_baseline(side, case, job))
         return found
 
 
@@ -194,7 +197,7 @@ def run_ours(case: Case, number: int, root: Path, engine: str) -> Measured:
     return Measured("ours", seconds, peak, tuple(accuracies), len(accuracies))
 
 
-def _baseline(side: str, case: Case, job: Path, asked: int) -> Measured:
+def _baseline(side: str, case: Case, job: Path) -> Measured:
     arguments = [
         "-m",
         "benchmarks.baseline",
@@ -204,10 +207,12 @@ def _baseline(side: str, case: Case, job: Path, asked: int) -> Measured:
     ]
     seconds, peak = _timed([sys.executable, *arguments], job.parent)
     trials = json.loads(results.read_text())
-    later = trials[1:] or trials  # B's first trial loads what the others find loaded
-    each = statistics.mean(trial["seconds"] for trial in later)
-    left = case.trials * len(case.strategies) - asked
-    return Measured(side, seconds + left * each, peak, tuple(trial["accuracy"] for trial in trials), len(trials))
+    seconds += sum(
+        (case.trials - len(own)) * statistics.mean(own[1:] or own)  # the first loads what the others find loaded
+        for name in case.strategies
+        if (own := [trial["seconds"] for trial in trials if trial["strategy"] == name])
+    )
+    return Measured(side, seconds, peak, tuple(trial["accuracy"] for trial in trials), len(trials))
 
 
 def _timed(command: list[str], root: Path) -> tuple[float, float]:

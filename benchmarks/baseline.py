@@ -4,12 +4,13 @@
 
 Both train the trials of a job one after the other with ``transformers.Trainer`` and share no code with Thawline. A has
 the Trainer's defaults and loads everything anew for each trial. ``--tuned`` is B: bf16 where the CPU computes in it,
-batches of similar length, channels-last for CNNs, the data prepared and the model loaded once, evaluation in order of
-length, no checkpoints. On both sides frozen blocks run in eval mode.
+but not where a whole CNN trains, which is slower so; batches of similar length, channels-last for CNNs, the data
+prepared and the model loaded once, evaluation in order of length, no checkpoints. On both sides frozen blocks run in
+eval mode.
 
 A job is a JSON object with ``model`` (a checkpoint folder), ``modality``, ``data`` (a folder with ``train.csv`` and
-``validation.csv``, of ``input,label``), ``classes``, ``epochs``, ``batch_size``, ``max_length``, ``image_size`` and
-``trials``. Writes the seconds and the best validation accuracy of each trial as JSON.
+``validation.csv``, of ``input,label``), ``classes``, ``epochs``, ``batch_size``, ``max_length`` and ``trials``. Writes
+the strategy, the seconds and the best validation accuracy of each trial as JSON.
 """
 
 from __future__ import annotations
@@ -223,7 +224,8 @@ class Script:
         best = Best()
         tuned: dict[str, Any] = {}
         if self.tuned:
-            tuned["bf16"] = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+            backwards = self.job["modality"] == "image" and trial["strategy"] == "full"
+            tuned["bf16"] = bool(torch.cpu.get_capabilities().get("avx512_bf16")) and not backwards
             tuned["save_strategy"] = "no"
             if self.job["modality"] == "text":
                 tuned["train_sampling_strategy"] = "group_by_length"
@@ -279,7 +281,8 @@ def main() -> None:
     for trial in job["trials"]:
         started = time.perf_counter()
         accuracy = script.run(trial)
-        results.append({"seconds": time.perf_counter() - started, "accuracy": accuracy})
+        seconds = time.perf_counter() - started
+        results.append({"strategy": trial["strategy"], "seconds": seconds, "accuracy": accuracy})
     arguments.results.write_text(json.dumps(results))
 
 

@@ -168,6 +168,7 @@ def main() -> None:
         early_stopping_metric="validation_loss",
         metric="validation_accuracy",
         maximize=True,
+        class_weights="none",
     )
     task = Task.load(
         dataset, path, head="linear", pooling="mean", revision=None, max_length=MAX_LENGTH, settings=settings

@@ -124,7 +124,8 @@ def _prepare(configs: Sequence[Config], command: str, console: Console, skip_ina
     kept = [index for index in range(len(configs)) if index not in misfits]
     plans = [make_plan(configs[index], specs[index], task, command) for index in kept]
     if task.cache is not None:
-        task.cache.expect(boundary_cuts([plan.spec for plan in plans], task.pretrained))
+        cuts = boundary_cuts([plan.spec for plan in plans], task.pretrained)
+        task.cache.expect(cuts, [task.train, task.validation])
     return Prepared([configs[index] for index in kept], plans, task, prompting)
 
 

@@ -97,7 +97,13 @@ class Encoder(Protocol):
 
     Attributes:
         evaluation_batch_size: examples of a pass without gradients.
+        augments: whether an example of a training run is another one in every epoch.
     """
+
+    @property
+    def augments(self) -> bool:
+        """See above."""
+        ...
 
     @property
     def evaluation_batch_size(self) -> int:

@@ -173,6 +173,11 @@ class ImageEncoder:
         return batch
 
     @property
+    def augments(self) -> bool:
+        """Whether augmentation is asked for."""
+        return self.augmentation != "none"
+
+    @property
     def evaluation_batch_size(self) -> int:
         """On a CPU, feature maps of more images than these leave its cache: half the speed with EfficientNet-Lite0."""
         return 64 if torch.cuda.is_available() else 8

@@ -35,6 +35,11 @@ class TextEncoder:
     accepted: frozenset[str] | None = None
 
     @property
+    def augments(self) -> bool:
+        """Texts are not."""
+        return False
+
+    @property
     def evaluation_batch_size(self) -> int:
         """With MiniLM on two cores the fastest, or close to it."""
         return 64
@@ -69,7 +74,7 @@ class TextEncoder:
             order=order,
             lengths=lengths[order],
             truncated=truncated,
-            key=digest([example["input_ids"] for example in examples], 16),
+            key=digest([[example[name] for name in names] for example in examples], 16),
             shells=examples,
         )
 

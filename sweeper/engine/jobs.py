@@ -11,6 +11,7 @@ import pandas as pd
 
 from strategies import Frozen
 from sweeper.data.encoding import EncodedSplit
+from sweeper.models.classifier import Classifier
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
 from sweeper.training.checkpoints import Checkpoints
@@ -22,7 +23,8 @@ __all__ = ["Job", "Listener", "Trained", "Workload", "is_brief", "train"]
 
 def is_brief(spec: StrategySpec, task: Task) -> bool:
     """Whether runs train a head on recorded features, which takes less time than sending them elsewhere."""
-    return issubclass(spec.cls, Frozen) and task.cache is not None
+    recorded = task.cache is not None and not task.encoder.augments and isinstance(task.pretrained.model, Classifier)
+    return recorded and issubclass(spec.cls, Frozen)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,11 @@ which threads wait for each other. Workers with a share of the cores each wait f
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import tempfile
 import time
@@ -17,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import cast
+
+import filelock
 
 from sweeper.engine.jobs import Job, Workload
 from sweeper.engine.worker import Shared, serve
@@ -28,6 +32,8 @@ __all__ = ["ProcessEngine"]
 
 MAX_WORKERS = 4  # by default, on a CPU: each holds a model, its gradients and half a gigabyte of imports
 JOIN_SECONDS = 5.0
+_PREFIX, _IN_USE = "thawline-workers-", ".in_use"
+_LEFT_SECONDS = 60.0  # a younger folder may be about to be locked
 
 
 class ProcessEngine(WorkerEngine):
@@ -46,7 +52,7 @@ class ProcessEngine(WorkerEngine):
         self.workers = workers or self._gpus or min(cores, MAX_WORKERS)
         self._threads = max(1, cores // self.workers)
         self.description = f"{self.workers} processes of {self._threads} thread{'s' if self._threads > 1 else ''}"
-        self._files = tempfile.TemporaryDirectory(prefix="thawline-")
+        self._files = _Folder()
 
     def start(self, number: int) -> Remote:
         """See :meth:`WorkerEngine.start`."""
@@ -64,10 +70,10 @@ class ProcessEngine(WorkerEngine):
         """See :meth:`WorkerEngine.share`."""
         # Recorded here, with all cores: else one worker would, and the others wait for it.
         workload.task.record_states(workload.spec, job.configuration, stop.check)
-        path = Path(self._files.name, f"{time.monotonic_ns()}.pickle")
+        path = self._files.path / f"{time.monotonic_ns()}.pickle"
         with path.open("wb") as file:
             pickle.dump(workload, file, protocol=pickle.HIGHEST_PROTOCOL)
-        for older in path.parent.iterdir():
+        for older in path.parent.glob("*.pickle"):
             if older != path:
                 older.unlink()
         return Shared(path)
@@ -85,7 +91,26 @@ class ProcessEngine(WorkerEngine):
         for process in processes:
             process.end()
         self._pool = []
-        self._files.cleanup()
+        self._files.remove()
+
+
+class _Folder:
+    """A folder among the system's temporary ones, removed at the end; so are those that killed owners left."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = filelock.FileLock(self.path / _IN_USE)
+        self._lock.acquire()
+        for other in self.path.parent.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError, filelock.Timeout):  # another user's, or in use
+                if other != self.path and time.time() - other.stat().st_mtime > _LEFT_SECONDS:
+                    with filelock.FileLock(other / _IN_USE).acquire(timeout=0):
+                        shutil.rmtree(other)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it."""
+        self._lock.release()
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 class _Process:

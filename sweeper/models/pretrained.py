@@ -252,7 +252,9 @@ def _body_arguments(config: PretrainedConfig, modality: str, pooling: str) -> di
 
 def _read(auto: Any, source: str | Path, at: dict[str, Any], **arguments: Any) -> tuple[PreTrainedModel, set[str]]:
     """A model in fp32, and the names of the weights that the checkpoint lacks."""
-    model, report = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **at, **arguments)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what is missing is the same in every process, as recorded states assume
+        model, report = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **at, **arguments)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # the keys and values that a decoder keeps serve generation only
     return model.eval(), set(report["missing_keys"])

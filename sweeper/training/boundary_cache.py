@@ -3,8 +3,9 @@
 Below the boundary nothing trains and every module runs in eval mode, so the hidden state that enters the first part
 above it is the same in every epoch, trial, strategy and process. It is recorded once, with the pretrained model, and
 kept in a :class:`~sweeper.training.state_store.StateStore`. While a model is attached to the cache, the modules below
-compute nothing: they put out zeros of the right shape, which nobody reads, since the recorded state takes the place of
-the input of the first part above, the *cut*. Everything else of the model's own forward pass runs as it is written.
+compute nothing of an example: they put out zeros of the right shape, which nobody reads, since the recorded state takes
+the place of the input of the first part above, the *cut*. What does not depend on the examples, such as tables of
+positions, is computed, and everything else of the model's own forward pass runs as it is written.
 """
 
 from __future__ import annotations
@@ -39,18 +40,19 @@ __all__ = ["Attached", "BoundaryCache"]
 logger = logging.getLogger(__name__)
 
 #: Raised when the same key would hold other values.
-VERSION = 1
+VERSION = 2
 #: What examples and batches call their recorded states: (batch, tokens, width), or (batch, ...).
 STATES = "boundary_states"
-#: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit.
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}
+#: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit, before the
+#: states are rounded to what they are kept in: both compute the same.
+TOLERANCE = 1e-3
 
 Batch = Mapping[str, Any]
 
 
 @functools.cache
 def _versions() -> tuple[str, ...]:
-    return tuple(version(package) for package in ("torch", "transformers", "timm"))
+    return tuple(version(package) for package in ("torch", "transformers", "timm", "torchvision", "pillow"))
 
 
 class BoundaryCache:
@@ -74,6 +76,7 @@ class BoundaryCache:
         self._templates: dict[tuple[str, ...], _Templates | None] = {}
         self._agreed: set[tuple[type, str]] = set()
         self._expected: dict[str, None] = {}
+        self._expected_of: frozenset[str] = frozenset()
         self._refused: set[str] = set()
         #: Of reading instead of computing, recording deducted; an estimate, from what recording took.
         self.saved_seconds = 0.0
@@ -81,19 +84,26 @@ class BoundaryCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process finds out by itself where its models can be cut."""
-        return _expecting, (self._pretrained, self.encoder, self.precision, self._store, tuple(self._expected))
+        arguments = (self._pretrained, self.encoder, self.precision, self._store)
+        return _unpickled, (arguments, tuple(self._expected), self._expected_of, frozenset(self._refused))
 
     def of(self, pretrained: Pretrained) -> BoundaryCache:
         """The same for other weights."""
-        return BoundaryCache(pretrained, self.encoder, self.precision, self._store)
+        return self._like(pretrained, self._store)
 
     def within(self, store: StateStore) -> BoundaryCache:
         """The same in another folder."""
-        return BoundaryCache(self._pretrained, self.encoder, self.precision, store)
+        return self._like(self._pretrained, store)
 
-    def expect(self, cuts: Iterable[str]) -> None:
-        """Record the states that enter these modules in the same pass as those that are asked for first."""
+    def _like(self, pretrained: Pretrained, store: StateStore) -> BoundaryCache:
+        other = BoundaryCache(pretrained, self.encoder, self.precision, store)
+        other._expected, other._expected_of = dict(self._expected), self._expected_of
+        return other
+
+    def expect(self, cuts: Iterable[str], splits: Iterable[EncodedSplit]) -> None:
+        """Record the states of these splits that enter these modules in one pass, as soon as any are asked for."""
         self._expected |= dict.fromkeys(cuts)
+        self._expected_of |= {split.key for split in splits}
 
     @contextmanager
     def attached(
@@ -140,11 +150,12 @@ class BoundaryCache:
         key = self._key(cut, split)
         if (found := self._store.read(key)) is not None or key in self._refused:
             return found
-        keys = {cut: key} | {other: self._key(other, split) for other in self._expected}
+        others = self._expected if split.key in self._expected_of else ()
+        keys = {cut: key} | {other: self._key(other, split) for other in others}
         try:
             with ExitStack() as stack:
                 for each in sorted(keys.values()):  # in one order, so that no two processes wait for each other
-                    stack.enter_context(self._store.building(each))
+                    stack.enter_context(self._store.building(each, on_step))
                 if self._store.read(key) is None:
                     new = {name: each for name, each in keys.items() if self._store.read(each) is None}
                     seconds = self._record(new, cut, split, on_step)
@@ -175,12 +186,10 @@ class BoundaryCache:
             The seconds that it took.
         """
         order = split.lengths.argsort(kind="stable")
-        model: Any = self._pretrained.model
-        model.to(device()).eval()
         cuts: Sequence[str] = list(keys)
         spent = dict.fromkeys(cuts, 0.0)
         recorded: dict[str, States] = {}
-        with ExitStack() as stack:
+        with self._on_device() as model, ExitStack() as stack:
 
             def capture(rows: Sequence[int]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, float]]]:
                 on_step()
@@ -195,7 +204,8 @@ class BoundaryCache:
                     if not self._store.fits(2 * sum(sizes.values())):
                         shapes = {asked: shapes[asked]}
                     if not self._store.fits(sizes[asked]):
-                        logger.info("states at %s take more than cache.max_gb: not cached", asked)
+                        reason = f"its {sizes[asked] / 1e9:.1f} GB of states exceed cache.max_gb"
+                        logger.warning(_NOT_CACHED, asked, reason)
                         break
                     cuts = list(shapes)
                     for cut, shape in shapes.items():
@@ -212,8 +222,16 @@ class BoundaryCache:
                     for place, row in enumerate(rows):
                         keep = states[place] if mask is None else states[place][mask[place].bool()]
                         recorded[cut][row].copy_(keep)
-        model.to("cpu")
         return max(spent.values())
+
+    @contextmanager
+    def _on_device(self) -> Iterator[Any]:
+        """The pretrained model where it computes; it is back when the block ends."""
+        model: Any = self._pretrained.model
+        try:
+            yield model.to(device()).eval()
+        finally:
+            model.to("cpu")
 
     def _collate(self, split: EncodedSplit, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         batch = self.encoder.collate([split.examples[row] for row in rows])
@@ -236,11 +254,8 @@ class BoundaryCache:
         """Whether some examples get the same logits either way."""
         rows = sorted({0, len(probe) // 2, len(probe) - 1})
         batch = self._collate(probe, rows)
-        pretrained: Any = self._pretrained.model
-        pretrained.to(device()).eval()
-        states = _capture(pretrained, [attached.cut], batch, self.precision)[attached.cut][0]
-        states = states.to(DTYPES[self.precision])
-        pretrained.to("cpu")
+        with self._on_device() as pretrained:
+            states = _capture(pretrained, [attached.cut], batch, self.precision)[attached.cut][0]
         training = model.training
         model.eval()
         try:
@@ -248,22 +263,30 @@ class BoundaryCache:
                 whole = model(**batch).logits.float()
                 spliced = model(**batch, **{STATES: states}).logits.float()
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            logger.info("not cached below %s: %s", attached.cut, error)
+            logger.warning(_NOT_CACHED, attached.cut, error)
             return False
         finally:
             model.train(training)
         difference = float((whole - spliced).abs().max() / whole.abs().max().clamp(min=1e-3))
-        if not difference <= TOLERANCE[self.precision]:
-            logger.info("not cached below %s: logits differ by %.2g of the largest", attached.cut, difference)
+        if not difference <= TOLERANCE:
+            logger.warning(
+                _NOT_CACHED, attached.cut, f"with recorded states, logits differ by {difference:.2g} of the largest"
+            )
             return False
         return True
 
 
-def _expecting(
-    pretrained: Pretrained, encoder: Encoder, precision: str, store: StateStore, cuts: Sequence[str]
+_NOT_CACHED = "what lies below %s is computed every time: %s"
+
+
+def _unpickled(
+    arguments: tuple[Pretrained, Encoder, str, StateStore],
+    cuts: Iterable[str],
+    expected_of: frozenset[str],
+    refused: Iterable[str],
 ) -> BoundaryCache:
-    cache = BoundaryCache(pretrained, encoder, precision, store)
-    cache.expect(cuts)
+    cache = BoundaryCache(*arguments)
+    cache._expected, cache._expected_of, cache._refused = dict.fromkeys(cuts), expected_of, set(refused)
     return cache
 
 
@@ -446,7 +469,7 @@ def _record_templates(model: nn.Module, below: Sequence[str], encoder: Encoder, 
         for batch_size, tokens in ((2, 5), (3, 7)):
             runs.append(_shapes(model, below, encoder.blank(batch_size, tokens), precision))
     except (RuntimeError, ValueError, TypeError, IndexError, StopIteration) as error:
-        logger.info("not cached: %s", error)
+        logger.warning(_NOT_CACHED, "the boundary", error)
         return None
     finally:
         model.train(training)
@@ -456,9 +479,11 @@ def _record_templates(model: nn.Module, below: Sequence[str], encoder: Encoder, 
         others, _ = second[name]
         merged = [_merge(one, other) for one, other in zip(leaves, others, strict=True)]
         if any(leaf is _UNKNOWN for leaf in merged):
-            logger.info("not cached: the output of %s has sizes that depend on both batch and tokens", name)
+            logger.warning(_NOT_CACHED, name, "its output has sizes that depend on both batch and tokens")
             return None
-        outputs[name] = (merged, structure)
+        tensors = [leaf for leaf in merged if isinstance(leaf, tuple)]
+        if tensors and all("batch" in sizes for sizes, _ in tensors):
+            outputs[name] = (merged, structure)
     per_token = state.ndim == 3 and (state.shape[1], other_state.shape[1]) == (5, 7)
     return _Templates(cut, per_token, outputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,8 +173,10 @@ def fit(
         still = [*prefix_modules(model, layout), *_frozen_batch_norms(model)]
         before = len(recorder.history)
         with _attached(data, model, on_step) as attached:
-            features = attached.features(data.train, data.validation) if attached is not None else []
-            if attached is not None and features and within is None:
+            features: list[tuple[torch.Tensor, torch.Tensor]] = []
+            if attached is not None and within is None and not data.encoder.augments:
+                features = attached.features(data.train, data.validation)
+            if attached is not None and features:
                 _train_on_features(attached.head, features, run, settings, recorder)
             else:
                 with _in_eval_mode(model, still):
@@ -264,7 +267,7 @@ def _train_with_trainer(
     validation: Sequence[Mapping[str, Any]] = data.validation.examples
     if attached is not None:
         validation = attached.examples(data.validation) or validation
-        if train is data.train.examples:  # an augmented example is another one in every epoch
+        if not data.encoder.augments:
             train = attached.examples(data.train) or train
     trainer = StageTrainer(
         groups=run.groups,
@@ -294,7 +297,8 @@ def _train_with_trainer(
         eval_dataset=validation,
         data_collator=data.encoder.collate if attached is None else attached.collate,
     )
-    with PooledDropout(), frozen_weights_cast(model, settings.precision, trained):
+    dropout = PooledDropout() if device().type == "cpu" else contextlib.nullcontext()
+    with dropout, frozen_weights_cast(model, settings.precision, trained):
         trainer.start()
 
 

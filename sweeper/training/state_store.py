@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ __all__ = ["StateStore", "States"]
 
 _VALUES, _RECORD = "values.bin", "record.json"
 _CHUNK = 1 << 24
+_WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +73,46 @@ class StateStore:
         A damaged entry is removed.
         """
         if key in self._open:
+            self._open[key] = self._open.pop(key)  # the newest
             return self._open[key]
         folder = self._folder / key
         try:
             record = json.loads((folder / _RECORD).read_text())
             values = folder / _VALUES
-            if values.stat().st_size != record["bytes"] or _checksum(values) != record["crc32"]:
+            if values.stat().st_size != record["bytes"] or _checksum(values, record) != record["crc32"]:
                 raise ValueError("its values have changed")
             states = _mapped(values, record, writable=False)
-            os.utime(folder / _RECORD)  # used now
-        except FileNotFoundError:
+        except OSError:  # there is none, or not now
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             shutil.rmtree(folder, ignore_errors=True)
             return None
+        with contextlib.suppress(OSError):  # another user's
+            os.utime(folder / _RECORD)  # used now
         self._open[key] = states
         return states
 
     @contextmanager
-    def building(self, key: str) -> Iterator[None]:
-        """Hold what lets one process alone build an entry; another finds it there when its turn comes."""
+    def building(self, key: str, on_step: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold what lets one process alone build an entry; another finds it there when its turn comes.
+
+        ``on_step`` is called while it waits; it may raise to end that.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self._folder / f"{key}.lock"):
+        lock = self._lock(key)
+        while True:
+            try:
+                lock.acquire(timeout=_WAIT_SECONDS)
+                break
+            except filelock.Timeout:
+                on_step()
+        try:
             yield
+        finally:
+            lock.release()
+
+    def _lock(self, key: str) -> filelock.BaseFileLock:
+        return filelock.FileLock(self._folder / f"{key}.lock")
 
     @contextmanager
     def writing(
@@ -107,6 +126,9 @@ class StateStore:
         """An entry to be filled; it is there, whole, when the block ends without an error.
 
         ``seconds`` is asked at the end what it took to compute its values.
+
+        Raises:
+            OSError: no room, on the disk or beside what this process reads.
         """
         record: dict[str, Any] = {
             "shape": list(shape),
@@ -122,21 +144,43 @@ class StateStore:
                 reserved(file, record["bytes"])
             yield _mapped(values, record, writable=True)
             record["seconds"] = seconds()
-            record["crc32"] = _checksum(values)
+            record["crc32"] = _checksum(values, record)
             (fresh / _RECORD).write_text(json.dumps(record))
 
     def _make_room(self, size: int) -> None:
-        """Remove the entries that were used longest ago until so many bytes are free."""
-        entries = []
-        for path in self._folder.glob(f"*/{_RECORD}"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                entries.append((path.stat().st_mtime, json.loads(path.read_text())["bytes"], path.parent))
-        used = sum(bytes_ for _, bytes_, _ in entries)
+        """Remove what killed processes left, and the entries that were used longest ago, until so many bytes are free.
+
+        Not the two that this process used last: a run reads two splits.
+
+        Raises:
+            OSError: the others are not enough.
+        """
+        used, entries = 0, []
+        for values in self._folder.glob(f"*/{_VALUES}"):
+            with contextlib.suppress(OSError):
+                if not values.parent.name.startswith("."):
+                    entries.append(((values.parent / _RECORD).stat().st_mtime, values.stat().st_size, values.parent))
+                elif self._is_left(values.parent):
+                    shutil.rmtree(values.parent)
+                    continue
+                used += values.stat().st_size
+        kept = list(self._open)[-2:]
         for _, bytes_, folder in sorted(entries):
             if used + size <= self._max_bytes:
                 return
-            shutil.rmtree(folder, ignore_errors=True)  # a process that reads it keeps its mapping
-            used -= bytes_
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)  # a process that reads it keeps its mapping
+                used -= bytes_
+        if used + size > self._max_bytes:
+            raise OSError(errno.ENOSPC, "cache.max_gb is taken by what runs read or record now")
+
+    def _is_left(self, unfinished: Path) -> bool:
+        """Whether nobody builds this entry any more."""
+        try:
+            with self._lock(unfinished.name.removeprefix(".").rpartition(".")[0]).acquire(timeout=0):
+                return True
+        except filelock.Timeout:
+            return False
 
 
 def _mapped(path: Path, record: Mapping[str, Any], *, writable: bool) -> States:
@@ -145,13 +189,17 @@ def _mapped(path: Path, record: Mapping[str, Any], *, writable: bool) -> States:
     if 0 in shape:
         values = torch.empty(shape, dtype=dtype)
     else:
-        values = torch.from_file(str(path), shared=writable, size=int(np.prod(shape)), dtype=dtype).view(shape)
+        try:
+            values = torch.from_file(str(path), shared=writable, size=int(np.prod(shape)), dtype=dtype).view(shape)
+        except RuntimeError as error:  # removed meanwhile, or no memory to map it into
+            raise OSError(str(error)) from error
     offsets = record["offsets"]
     return States(values, None if offsets is None else np.array(offsets, dtype=np.int64), record.get("seconds", 0.0))
 
 
-def _checksum(path: Path) -> int:
-    value = 0
+def _checksum(path: Path, record: Mapping[str, Any]) -> int:
+    """Of the values and of what says how to read them."""
+    value = zlib.crc32(json.dumps([record["shape"], record["dtype"], record["offsets"]]).encode())
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             value = zlib.crc32(chunk, value)

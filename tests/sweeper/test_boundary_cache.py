@@ -210,6 +210,82 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert not store.fits(3001)
 
 
+def test_entries_under_way_and_what_killed_processes_left_count(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, 3000)
+
+    def writing(key: str) -> Any:
+        return store.writing(key, (10, 25), torch.float32, None, lambda: 1.0)
+
+    left = tmp_path / ".left.new"
+    left.mkdir()
+    (left / "values.bin").write_bytes(bytes(2500))
+    with store.building("a"), store.building("b"), store.building("c"), store.building("d"), writing("a"):
+        assert not left.exists()
+        with writing("b"), writing("c"), pytest.raises(OSError, match="max_gb"), writing("d"):
+            pass
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "b", "c"}
+    assert store.read("a") is not None and store.read("b") is not None
+    with store.building("d"), writing("d"):
+        pass
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "b", "d"}, "a run reads two"
+
+
+def test_offsets_that_changed_are_damage_too(tmp_path: Path) -> None:
+    with StateStore(tmp_path, 3000).writing("a", (4, 5), torch.float32, np.array([0, 1, 4]), lambda: 1.0) as states:
+        states.values.fill_(0.0)
+    assert StateStore(tmp_path, 3000).read("a") is not None
+    record = tmp_path / "a" / "record.json"
+    record.write_text(record.read_text().replace("[0, 1, 4]", "[0, 3, 4]"))
+    assert StateStore(tmp_path, 3000).read("a") is None
+    assert not record.exists()
+
+
+def test_who_waits_for_another_process_can_be_stopped(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    held, other = (StateStore(tmp_path, 3000) for _ in range(2))
+    with held.building("a"), pytest.raises(KeyboardInterrupt), other.building("a", stop):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["llama", "deberta"])
+def test_what_all_blocks_read_beside_the_states_is_computed(
+    kind: str, checkpoint: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = load_dataset("review_lines", modality="text", train_size=24, validation_size=20, test_size=20)
+    arguments = {"head": "linear", "pooling": "mean", "revision": None, "max_length": 24, "settings": SETTINGS}
+    store = StateStore(tmp_path, 1 << 30)
+    runs = []
+    for where in (None, store):
+        task = Task.load(dataset, checkpoint(kind), **arguments, store=where)
+        torch.manual_seed(0)
+        with torch.no_grad():  # so that attention, and positions in it, matter
+            for parameter in task.pretrained.model.get_submodule("backbone").parameters():
+                parameter.mul_(1 + 5 * torch.rand(()) if parameter.ndim == 1 else 30.0)
+        runs.append(task.run(spec(Partial(num_blocks=2)), {}, seed=1))
+    assert store.read(next(path.name for path in tmp_path.iterdir() if path.is_dir())) is not None, caplog.text
+    plain, cached = ([epoch.validation_loss for epoch in run.fit.history] for run in runs)
+    assert cached == pytest.approx(plain, rel=1e-3)
+
+
+def test_augmented_images_are_never_read_from_recorded_states(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    dataset = load_dataset("digits", modality="image", train_size=24, validation_size=20, test_size=20)
+    arguments = {"head": "linear", "pooling": "mean", "revision": None, "settings": SETTINGS}
+    losses = {}
+    for augmentation in ("none", "strong"):
+        for store in (None, StateStore(tmp_path / augmentation, 1 << 30)):
+            task = Task.load(dataset, checkpoint("resnet"), **arguments, augmentation=augmentation, store=store)
+            run = task.run(spec(Frozen()), {}, seed=1)
+            losses[augmentation, store is None] = [epoch.train_loss for epoch in run.fit.history]
+    assert losses["strong", False] == pytest.approx(losses["strong", True], rel=1e-4)
+    assert losses["none", False] == pytest.approx(losses["none", True], rel=1e-4)
+    kept = {folder.name: len(list(folder.glob("*/values.bin"))) for folder in tmp_path.iterdir()}
+    assert kept == {"none": 2, "strong": 1}, "of the validation split, which is not augmented"
+
+
 def test_changed_weights_below_the_boundary_are_computed(stored: Any, tmp_path: Path) -> None:
     task = stored()
     model, _ = task.prepare(Frozen(), 0)
@@ -267,7 +343,7 @@ def test_several_depths_are_recorded_in_one_pass(stored: Any, tmp_path: Path, mo
     expected = {number: stored().run(depths, {"num_blocks": number}, seed=1) for number in (1, 2)}
     shutil.rmtree(tmp_path / "states")
     task = stored()
-    task.cache.expect(cuts([spec(Frozen()), depths], task.pretrained))
+    task.cache.expect(cuts([spec(Frozen()), depths], task.pretrained), [task.train, task.validation])
     task.run(spec(Frozen()), {}, seed=1)
     assert len(entries(tmp_path)) == 2 * 3, "of two splits what enters the head and each of the last two blocks"
 
@@ -283,7 +359,7 @@ def test_several_depths_are_recorded_in_one_pass(stored: Any, tmp_path: Path, mo
 
 def test_depths_that_nobody_asked_for_take_no_more_than_half_of_the_store(stored: Any, tmp_path: Path) -> None:
     task = stored(max_bytes=20_000)
-    task.cache.expect(task.pretrained.layout.blocks[1:])
+    task.cache.expect(task.pretrained.layout.blocks[1:], [task.train, task.validation])
     task.run(spec(Frozen()), {}, seed=1)
     assert 0 < len(entries(tmp_path)) <= 2
 

@@ -13,6 +13,7 @@ import mlflow
 import optuna
 import pandas as pd
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -131,6 +132,63 @@ def test_what_mlflow_refuses_waits_and_holds_nothing_else_up(tmp_path: Path, uri
     assert recorded(uri)["a trial"].info.status == "KILLED"
     (note,) = notes
     assert "wait in" in note and "it refuses some" in note and "not/a:*name" in note
+
+
+class _Answered(Exception):
+    """As botocore's errors."""
+
+    def __init__(self, status: int) -> None:
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+def _http_error(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "arrives"),
+    [
+        (requests.ConnectionError("no route to host"), True),
+        (requests.ReadTimeout(), True),
+        (_http_error(503), True),
+        (_http_error(400), False),
+        (_Answered(500), True),
+        (_Answered(404), False),
+        (Exception("EndpointConnectionError: could not connect"), True),
+        (TypeError("a mistake in the code"), False),
+    ],
+    ids=repr,
+)
+def test_a_file_that_a_store_did_not_take_is_sent_again_unless_it_said_no(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, error: Exception, arrives: bool
+) -> None:
+    left = [error]
+    send = MlflowClient.log_artifact
+
+    def fail_once(self: MlflowClient, *args: object, **given: object) -> None:
+        if left:
+            raise left.pop()
+        send(self, *args, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", fail_once)
+    monkeypatch.setattr("sweeper.tracking.SEND_SECONDS", 0.05)
+    tracker = Tracker(uri, "thawline", tmp_path)
+    run_id = tracker.start(schema.KIND_TRIAL, "a trial", {}, {})
+    tracker.log_text(run_id, "note.txt", "all is well")
+    deadline = time.monotonic() + 20
+    while left or (arrives and "note.txt" not in artifacts_of(uri)):
+        assert time.monotonic() < deadline, "it was not sent again"
+        time.sleep(0.05)
+    unsent = tracker.close()
+    assert (unsent is None) is arrives
+
+
+def artifacts_of(uri: str) -> list[str]:
+    """The files of all runs."""
+    client = MlflowClient(uri)
+    return [file.path for run in recorded(uri).values() for file in client.list_artifacts(run.info.run_id)]
 
 
 def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path, uri: str) -> None:

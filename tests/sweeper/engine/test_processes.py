@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +33,19 @@ class TestProcesses(EngineContract):
         time.sleep(0.1)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_what_a_killed_owner_left_is_removed_and_what_is_in_use_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "thawline-workers-left"
+    left.mkdir()
+    (left / "1.pickle").write_bytes(b"a model and its data")
+    with ProcessEngine(1):
+        (in_use,) = (path for path in tmp_path.iterdir() if path != left)
+        for path in (left, in_use):
+            os.utime(path, (0, 0))
+        with ProcessEngine(1):
+            assert in_use.exists() and not left.exists()
+    assert not list(tmp_path.iterdir())
