@@ -5,7 +5,8 @@
 
 For each model and strategy, the seconds of a step (forward, backward, AdamW) as three sides take it: ``A`` in float32,
 ``B`` in bf16 by autocast, ``ours`` in bf16 with frozen weights held in it and with the states below the boundary given
-instead of computed. Prints the device, the medians, their ratios and the peak memory on CUDA.
+instead of computed; they are on the device already, where real training copies them. Prints the device, the medians,
+their ratios and the peak memory on CUDA.
 """
 
 from __future__ import annotations

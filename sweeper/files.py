@@ -67,7 +67,8 @@ def check_writable(folder: Path) -> None:
 def reserved(file: BinaryIO, size: int) -> None:
     """Make a new file so many bytes long, with room for all of them on the disk.
 
-    Without it, what is mapped into memory fails when it is written to: by a signal that ends the process.
+    Without it, what is mapped into memory fails when it is written to: by a signal that ends the process. Only systems
+    that have ``posix_fallocate`` can, such as Linux.
 
     Raises:
         OSError: there is no room.

@@ -335,7 +335,10 @@ class Task:
         """Record what frozen blocks compute for the train and the validation split, before a run asks for it."""
         if self.cache is None:
             return
-        model, _ = self.prepare(spec.build(configuration)[0], seed=0)
+        strategy, _ = spec.build(configuration)
+        model, _ = self.prepare(strategy, seed=0)
+        trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        enter_stage(model, strategy.stages(self.pretrained.layout)[0], trained)
         model.to(device())
         with self.cache.attached(model, self.validation, on_step) as attached:
             if attached is not None:

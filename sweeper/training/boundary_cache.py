@@ -400,10 +400,10 @@ def _capture(
 ) -> dict[str, tuple[torch.Tensor, float]]:
     """The hidden states that enter modules, for a batch, and the seconds that it took to get there."""
     found: dict[str, tuple[torch.Tensor, float]] = {}
-    started = time.perf_counter()
+    started = _now()
 
     def enter(cut: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found[cut] = (_argument(args, kwargs, _hidden(args, kwargs)), time.perf_counter() - started)
+        found[cut] = (_argument(args, kwargs, _hidden(args, kwargs)), _now() - started)
         if len(found) == len(cuts):
             raise _Reached
 
@@ -416,6 +416,13 @@ def _capture(
         with contextlib.suppress(_Reached), torch.no_grad(), autocast(precision):
             model(**batch)
     return found
+
+
+def _now() -> float:
+    """The time when what was asked of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _per_token(states: torch.Tensor, batch: Batch) -> bool:

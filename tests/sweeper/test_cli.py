@@ -329,9 +329,23 @@ def test_studies_go_side_by_side_through_hydras_joblib(tmp_path: Path, tiny: lis
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launcher = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
     arguments = [*launcher, "strategy=frozen,zero_shot", *tiny, "study.n_trials=1", "final.seeds=1"]
-    run(tmp_path / "${hydra:job.num}", *arguments)
+    subprocess.run(command(tmp_path / "${hydra:job.num}", *arguments), check=True, timeout=250)
     assert list(runs(tmp_path / "0", kind="final")["tags.thawline.strategy"]) == ["frozen"]
     assert list(runs(tmp_path / "1", kind="floor", strategy="zero_shot")["tags.thawline.state"]) == ["complete"]
+
+
+@pytest.mark.slow
+def test_studies_are_jobs_of_submitit(tmp_path: Path, tiny: list[str]) -> None:
+    """On this machine as on Slurm, whose own settings are composed and not sent."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    given = [*tiny, "study.n_trials=1", "final.seeds=1", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+    local = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "strategy=frozen,bitfit"]
+    subprocess.run(command(tmp_path / "${hydra:job.num}", *local, *given), check=True, timeout=250)
+    for number, strategy in enumerate(("frozen", "bitfit")):
+        assert list(runs(tmp_path / str(number), kind="final")["tags.thawline.strategy"]) == [strategy]
+    slurm = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=2", "strategy=frozen,full"]
+    composed = run(tmp_path / "slurm", *slurm, *given, "--cfg", "hydra", "-p", "hydra.launcher")
+    assert "gpus_per_node: 2" in composed and "submitit_slurm" in composed
 
 
 @pytest.mark.timeout(600)
