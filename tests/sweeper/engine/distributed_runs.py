@@ -20,6 +20,7 @@ from sweeper.engine import Assignment, Engine, Job, Workload, make_engine
 from sweeper.engine.distributed import follow
 from sweeper.interruption import StopSignal
 from sweeper.search_space import StrategySpec
+from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.pseudo_label import PseudoLabelling
 from sweeper.training.recorder import EpochRecord
 from sweeper.training.replicas import joined
@@ -50,14 +51,14 @@ def enough() -> None:
 
 
 def results(engine: Engine, checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """The validation losses, the end and the size of the micro-batches of each run, by what is special about it."""
+    """What became of each run, by what is special about it."""
     # Steps of 2 batches of 8, the last of an epoch of a single row; classes that weigh differently.
     settings = {"batch_size": 8, "gradient_accumulation_steps": 2, "class_weights": "balanced", "epochs": 2}
-    task = load_task(checkpoint, (41, 30, 20), max_length=24, store=StateStore(folder, 10**9), **settings)
+    task = load_task(checkpoint, (41, 30, 20), max_length=24, store=StateStore(folder / "states", 10**9), **settings)
     seen: dict[str, Seen] = {}
 
-    def run(name: str, strategy: Any, task: Any, rate: float, then: Callable[[], None] = lambda: None) -> None:
-        jobs: Iterator[Assignment] = iter([(Job({"learning_rate": rate}, seed=7, test=True), Seen(then=then))])
+    def run(name: str, strategy: Any, task: Any, rate: float, then: Callable[[], None] = lambda: None, **of: Any) -> None:
+        jobs: Iterator[Assignment] = iter([(Job({"learning_rate": rate}, seed=7, test=True, **of), Seen(then=then))])
         workload = Workload(task, StrategySpec(strategy, {}, {}), PseudoLabelling(0, 0.9, None), task.train.select([]))
 
         def next_job() -> Assignment | None:
@@ -71,7 +72,9 @@ def results(engine: Engine, checkpoint: Path, folder: Path) -> dict[str, Any]:
 
     run("whole", Full, task, 1e-3)
     run("recorded", LpFt, task, 1e-3)
-    run("pruned", Full, task, 1e-3, enough)
+    checkpoints = Checkpoints(folder / "checkpoints", seconds=0)
+    run("pruned", Full, task, 1e-3, enough, checkpoints=checkpoints)
+    run("resumed", Full, task, 1e-3, checkpoints=checkpoints)
     run("diverged", Full, task, 1e30)
     run("out of memory", Limited, replace(task, micro_batch_sizes={}), 1e-3)
     return {name: _told(run) for name, run in seen.items()}
@@ -86,6 +89,7 @@ def _told(run: Seen) -> dict[str, Any]:
         "losses": [loss(epoch) for epoch in run.epochs],
         "end": None if end is None else type(end).__name__,
         "metrics": None if run.trained is None else run.trained.metrics,
+        "resumed": run.trained is not None and run.trained.resumed_seconds > 0,
     }
 
 
