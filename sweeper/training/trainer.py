@@ -247,7 +247,8 @@ class StageTrainer(ResumableTrainer):
             return output.metrics, output.num_samples
 
         metrics, rows = self._processes.of_first(scored)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
+        nobody_reads = np.empty(0)
+        return EvalLoopOutput(predictions=nobody_reads, label_ids=None, metrics=metrics, num_samples=rows)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Whatever the Trainer would do: scores are of all examples in their order.

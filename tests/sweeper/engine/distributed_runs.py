@@ -57,7 +57,9 @@ def results(engine: Engine, checkpoint: Path, folder: Path) -> dict[str, Any]:
     task = load_task(checkpoint, (41, 30, 20), max_length=24, store=StateStore(folder / "states", 10**9), **settings)
     seen: dict[str, Seen] = {}
 
-    def run(name: str, strategy: Any, task: Any, rate: float, then: Callable[[], None] = lambda: None, **of: Any) -> None:
+    def run(
+        name: str, strategy: Any, task: Any, rate: float, then: Callable[[], None] = lambda: None, **of: Any
+    ) -> None:
         jobs: Iterator[Assignment] = iter([(Job({"learning_rate": rate}, seed=7, test=True, **of), Seen(then=then))])
         workload = Workload(task, StrategySpec(strategy, {}, {}), PseudoLabelling(0, 0.9, None), task.train.select([]))
 

@@ -112,7 +112,7 @@ def test_a_launched_sweep_is_recorded_once_with_the_scores_of_one_process(
         )
         assert len(two) == count and "RUNNING" not in set(two["status"])
         assert two["tags.thawline.state"].tolist() == one["tags.thawline.state"].tolist()
-        assert set(two["params.device"]) == {"cpu, 2 processes a run"}
+        assert two["params.device"].str.endswith(", 2 processes a run").all()
         for metric in ("best_validation_loss", *(["test_accuracy"] if kind == "final" else [])):
             np.testing.assert_allclose(two[f"metrics.{metric}"], one[f"metrics.{metric}"], rtol=1e-3)
     assert "pruned" in set(runs(tmp_path / "two", kind="trial")["tags.thawline.state"])
