@@ -27,6 +27,7 @@ from sweeper.overrides import (
     group_options,
     variant,
 )
+from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
 
 __all__ = ["console", "main"]
@@ -46,7 +47,25 @@ _HELP = ("--help", "-h")
 
 
 def main() -> None:
-    """Run one command; errors of the project are printed in a few lines and end with status 2."""
+    """Run one command; errors of the project are printed in a few lines and end with status 2.
+
+    Of the processes of a launcher the first one runs it; the others train what it trains, and end when it does.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        _command()
+        return
+    with quick_imports():
+        from sweeper.engine.distributed import follow  # takes seconds
+        from sweeper.training.replicas import joined
+
+    with joined() as processes:
+        if processes.rank == 0:
+            _command()
+        else:
+            follow(processes)
+
+
+def _command() -> None:
     register()
     try:
         command, arguments = _split(sys.argv[1:])

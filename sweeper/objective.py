@@ -38,6 +38,7 @@ from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, 
 from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device, measured_precision, resolve_precision
 from sweeper.training.recorder import EpochRecord, scores
+from sweeper.training.replicas import ALONE, Replicas
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
 
@@ -255,6 +256,7 @@ class Task:
         on_step: Callable[[], None] = lambda: None,
         on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
         checkpoints: Checkpoints | None = None,
+        processes: Replicas = ALONE,
     ) -> Run:
         """Train one configuration on the train split, its best epoch chosen on the validation split.
 
@@ -271,6 +273,7 @@ class Task:
             on_step: likewise.
             on_sizes: called with the model's sizes before training.
             checkpoints: see :func:`~sweeper.training.fit.fit`; those of anything else are passed over.
+            processes: see :func:`~sweeper.training.fit.fit`.
 
         Raises:
             Diverged: a loss is not finite.
@@ -306,11 +309,13 @@ class Task:
                     on_epoch=on_new_epoch,
                     on_step=on_step,
                     checkpoints=checkpoints,
+                    processes=processes,
                 )
+                processes.agree()
             except Exception as error:
-                alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
-                if size == 1 or not alone or not is_out_of_memory(error):
+                if size == 1 or not is_out_of_memory(error):
                     raise
+                processes.out_of_memory(error)
                 logger.warning("out of memory with %d examples at once: tried again with %d", size, size // 2)
             else:
                 # What a checkpoint kept of them is in the result already.

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
-from sweeper.engine import Assignment, Engine, Workload
+from sweeper.engine import Assignment, DistributedEngine, Engine, Workload
 from sweeper.errors import StudyError
 from sweeper.faults import failure_summary
 from sweeper.files import inside
@@ -191,7 +191,7 @@ class _StudyRunner:
     def _device(self, workload: Workload) -> str:
         """What runs are trained on."""
         device = str(self.plan.params[schema.PARAM_DEVICE])
-        inline = workload.brief or self.engine.workers == 1
+        inline = workload.brief or (self.engine.workers == 1 and not isinstance(self.engine, DistributedEngine))
         return device if inline else f"{device.partition(',')[0]}, {self.engine.description}"
 
     # --- trials --------------------------------------------------------------------------------------------------

@@ -28,7 +28,10 @@ FORBIDDEN = {
     "torch.load": ("weights_only", True),
 }
 #: What the owner and the workers that it started send each other is pickled; no other user can write there.
-BETWEEN_PROCESSES = tuple(f"sweeper/engine/{name}.py" for name in ("worker", "processes", "ray"))
+BETWEEN_PROCESSES = (
+    *(f"sweeper/engine/{name}.py" for name in ("worker", "processes", "ray")),
+    "sweeper/training/replicas.py",
+)
 #: Arguments that no call has.
 ARGUMENTS = {("allow_pickle", True), ("weights_only", False), ("trust_remote_code", True), ("shell", True)}
 

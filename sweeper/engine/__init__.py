@@ -1,4 +1,4 @@
-"""Where runs are trained: in the owner's process, in workers beside it, or on the machines of a Ray cluster.
+"""Where runs are trained: in the owner's process, on all that a launcher started, in workers, or on a Ray cluster.
 
 One process owns a study: it alone asks Optuna and writes MLflow. An engine trains what the owner hands it and tells it
 what happens, in the owner's thread, whatever process or machine the training is in.
@@ -6,15 +6,17 @@ what happens, in the owner's thread, whatever process or machine the training is
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 from sweeper.engine.base import Assignment, Engine, WorkerDied
+from sweeper.engine.distributed import DistributedEngine
 from sweeper.engine.inline import InlineEngine
 from sweeper.engine.jobs import Job, Listener, Trained, Workload, is_brief
+from sweeper.training.replicas import replicas
 
 __all__ = [
     "Assignment",
+    "DistributedEngine",
     "Engine",
     "InlineEngine",
     "Job",
@@ -30,14 +32,14 @@ __all__ = [
 
 def engine_problems(name: str) -> list[str]:
     """What keeps the engine of this name from working here, each as one line."""
-    problems = []
+    processes = replicas()
+    problems = list(processes.problems)
     if name == "ray" and find_spec("ray") is None:
         problems.append("engine=ray: Ray is not installed; install it with: pip install 'thawline[ray]'")
-    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+    if processes.size > 1 and name != "inline":
         problems.append(
-            f"WORLD_SIZE={processes}: a launcher (accelerate launch, torchrun) started this command {processes} times, "
-            "and each would run the whole sweep; start it once, and let engine=processes or engine=ray train a run on "
-            "each device"
+            f"engine={name}: a launcher (accelerate launch, torchrun) started {processes.size} processes, which train "
+            "each run together; leave engine out, or start the command without the launcher"
         )
     return problems
 
@@ -58,7 +60,8 @@ def make_engine(
         StudyError: Ray finds no place for workers.
     """
     if name == "inline":
-        return InlineEngine()
+        processes = replicas()
+        return InlineEngine() if processes.size == 1 else DistributedEngine(processes)
     if name == "ray":
         from sweeper.engine.ray import RayEngine
 

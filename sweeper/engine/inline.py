@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sweeper.engine.base import Assignment, Engine
-from sweeper.engine.jobs import Workload, train
+from sweeper.engine.jobs import Job, Listener, Workload, train
 from sweeper.interruption import StopSignal
 
 __all__ = ["InlineEngine"]
@@ -26,10 +26,14 @@ class InlineEngine(Engine):
             job, listener = assigned
             ended_by: BaseException | None = None
             try:
-                train(workload, job, listener, stop.check)
+                self.train(workload, job, listener, stop)
             except BaseException as error:
                 ended_by = error
             listener.on_end(ended_by)
+
+    def train(self, workload: Workload, job: Job, listener: Listener, stop: StopSignal) -> None:
+        """Train a run to its end; what ends it early is raised."""
+        train(workload, job, listener, stop.check)
 
     def close(self) -> None:
         """There is no worker."""

@@ -17,6 +17,7 @@ from sweeper.search_space import StrategySpec
 from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.pseudo_label import PseudoLabelling, Round, self_train
 from sweeper.training.recorder import EpochRecord
+from sweeper.training.replicas import ALONE, Replicas
 
 __all__ = ["Job", "Listener", "Trained", "Workload", "is_brief", "train"]
 
@@ -115,7 +116,9 @@ class Listener:
             raise error
 
 
-def train(workload: Workload, job: Job, listener: Listener, on_step: Callable[[], None]) -> None:
+def train(
+    workload: Workload, job: Job, listener: Listener, on_step: Callable[[], None], processes: Replicas = ALONE
+) -> None:
     """Train a run to its end, in this process and thread.
 
     Args:
@@ -123,6 +126,7 @@ def train(workload: Workload, job: Job, listener: Listener, on_step: Callable[[]
         job: the run.
         listener: told of everything but the end.
         on_step: called between steps; may raise to end the run.
+        processes: that train it together, each of them here.
 
     Raises:
         Exception: what ended the run early; see :func:`~sweeper.training.pseudo_label.self_train`.
@@ -140,6 +144,7 @@ def train(workload: Workload, job: Job, listener: Listener, on_step: Callable[[]
         on_sizes=listener.on_sizes,
         on_round=listener.on_round,
         checkpoints=job.checkpoints,
+        processes=processes,
     )
     metrics, predictions, shifted = run.metrics(), None, None
     if job.test:

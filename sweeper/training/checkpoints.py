@@ -78,11 +78,8 @@ class Checkpoints:
     def save(self, **more: Any) -> None:
         """Write a checkpoint of all parts and of ``more``, and remove all but the newest two.
 
-        A disk that is full or read-only is logged, and leaves the earlier checkpoints as they are. Of several processes
-        that train one model, the first one writes.
+        A disk that is full or read-only is logged, and leaves the earlier checkpoints as they are.
         """
-        if int(os.environ.get("RANK", "0")):  # set by accelerate launch and torchrun
-            return
         fresh = self.folder / ".new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
 from sweeper.data.encoding import EncodedSplit, Encoder
+from sweeper.hashing import derive_seed
 from sweeper.training.batches import ShuffledBatches
 from sweeper.training.boundary_cache import Attached, BoundaryCache
 from sweeper.training.checkpoints import Checkpoints
@@ -26,6 +27,7 @@ from sweeper.training.memory import peak_memory_mb, reset_peak_memory
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import autocast, device, frozen_weights_cast
 from sweeper.training.recorder import EpochRecord, EpochRecorder
+from sweeper.training.replicas import ALONE, OwnPart, Replicas
 from sweeper.training.seeds import generator_states, set_generator_states, set_seed
 
 __all__ = [
@@ -97,6 +99,7 @@ def fit(
     on_epoch: Callable[[EpochRecord], None],
     on_step: Callable[[], None],
     checkpoints: Checkpoints | None = None,
+    processes: Replicas = ALONE,
 ) -> FitResult:
     """Train what ``strategy`` left trainable in a prepared model, stage by stage.
 
@@ -120,6 +123,8 @@ def fit(
         checkpoints: from whose newest the run goes on, to the weights and the epochs that it would have come to
             without the interruption; earlier epochs are reported again. One is written when it is due: after a step of
             the Trainer or before a stage, and at the end of a run that lasted long enough for any.
+        processes: that train the run together, each of them here. The first one scores, keeps checkpoints and restores
+            the best epoch; in the others the model is left anyhow.
 
     Raises:
         Diverged: a loss is not finite.
@@ -141,7 +146,7 @@ def fit(
             peak_memory_mb=lambda: max(resumed_peak, peak_memory_mb()),
             stage=lambda: number,
         )
-    saved = None if checkpoints is None else checkpoints.load()
+    saved = processes.of_first(lambda: None if checkpoints is None else checkpoints.load())
     if saved is not None:
         recorder.restore(saved.pop("recorder"))  # twice the weights
         order.set_state(saved["order"])
@@ -155,6 +160,8 @@ def fit(
             checkpoints.save(order=order.get_state(), generators=generator_states(), training=None)
         within = saved if saved is not None and saved["training"] is not None and number == first else None
         enter_stage(model, stage, trained)
+        # Batch norms that trained have measured parts of their own in each process.
+        processes.same([*(tensor for name, tensor in model.named_parameters() if name in trained), *model.buffers()])
         rate = learning_rate * stage.learning_rate_factor
         run = _Stage(
             epochs=epochs,
@@ -174,14 +181,15 @@ def fit(
         before = len(recorder.history)
         with _attached(data, model, on_step) as attached:
             features: list[tuple[torch.Tensor, torch.Tensor]] = []
-            if attached is not None and within is None and not data.encoder.augments:
+            # Several processes keep in step by the Trainer's steps.
+            if attached is not None and within is None and processes.size == 1 and not data.encoder.augments:
                 features = attached.features(data.train, data.validation)
             if attached is not None and features:
                 _train_on_features(attached.head, features, run, settings, recorder)
             else:
                 with _in_eval_mode(model, still):
                     _train_with_trainer(
-                        model, seed, data, attached, run, settings, recorder, trained, checkpoints, within
+                        model, seed, data, attached, run, settings, recorder, trained, checkpoints, within, processes
                     )
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
@@ -222,6 +230,12 @@ class _Stage:
             return torch.tensor(float(len(labels)), device=labels.device)
         return self.class_weights[labels.to(self.class_weights.device)].sum()
 
+    def weights(self, split: EncodedSplit) -> torch.Tensor:
+        """What each example of a split weighs in that mean, on the CPU, shape (rows,)."""
+        if self.class_weights is None:
+            return torch.ones(len(split))
+        return self.class_weights.cpu()[[example["labels"] for example in split.shells or split.examples]]
+
 
 def _train_on_features(
     head: nn.Module,
@@ -259,16 +273,22 @@ def _train_with_trainer(
     trained: Collection[str],
     checkpoints: Checkpoints | None,
     resumed: Mapping[str, Any] | None,
+    processes: Replicas,
 ) -> None:
     """Train whatever is trainable, on recorded states where there are any, from where a checkpoint was written."""
     from sweeper.training.trainer import StageTrainer, training_arguments  # takes seconds
 
-    train = data.encoder.training(data.train, seed, None if resumed is None else _seen(run.sampler, resumed))
+    visits = np.zeros(len(data.train), dtype=np.int64) if resumed is None else _seen(run.sampler, resumed)
+    train = data.encoder.training(data.train, seed, visits)
     validation: Sequence[Mapping[str, Any]] = data.validation.examples
     if attached is not None:
         validation = attached.examples(data.validation) or validation
         if not data.encoder.augments:
             train = attached.examples(data.train) or train
+    collate = data.encoder.collate if attached is None else attached.collate
+    own_part = None
+    if processes.size > 1:
+        own_part = OwnPart(processes, train, run.weights(data.train), visits, collate)
     trainer = StageTrainer(
         groups=run.groups,
         sampler=run.sampler,
@@ -278,6 +298,8 @@ def _train_with_trainer(
         loss=None if run.class_weights is None else run.loss,
         weigh=run.weight,
         micro_batch_size=run.micro_batch_size,
+        processes=processes,
+        own_part=own_part,
         model=model,
         args=training_arguments(
             epochs=run.epochs,
@@ -286,7 +308,8 @@ def _train_with_trainer(
             warmup_ratio=settings.warmup_ratio,
             weight_decay=settings.weight_decay,
             precision=settings.precision,
-            seed=run.seed,
+            # Of dropout: no two processes draw the same masks.
+            seed=derive_seed(run.seed, "process", processes.rank) if processes.rank else run.seed,
             per_device_eval_batch_size=data.encoder.evaluation_batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
@@ -295,7 +318,7 @@ def _train_with_trainer(
         ),
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=data.encoder.collate if attached is None else attached.collate,
+        data_collator=collate,
     )
     dropout = PooledDropout() if device().type == "cpu" else contextlib.nullcontext()
     with dropout, frozen_weights_cast(model, settings.precision, trained):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from sweeper.search_space import StrategySpec
 from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.fit import FitResult
 from sweeper.training.recorder import EpochRecord
+from sweeper.training.replicas import ALONE, Replicas
 
 __all__ = ["PseudoLabelling", "Round", "self_train"]
 
@@ -62,6 +64,7 @@ def self_train(
     on_sizes: Callable[[dict[str, float]], None] = lambda sizes: None,
     on_round: Callable[[Round], None] = lambda done: None,
     checkpoints: Checkpoints | None = None,
+    processes: Replicas = ALONE,
 ) -> Run:
     """Train one configuration, then, in each round, again on the train split and on confident predictions.
 
@@ -92,6 +95,7 @@ def self_train(
         on_round: called when the items of a round are labelled.
         checkpoints: of all rounds; a round that ended after the first of them is not trained again, only its labels
             are given again.
+        processes: see :func:`~sweeper.training.fit.fit`; the first one labels for all.
 
     Raises:
         Diverged: a loss is not finite, in whichever round.
@@ -104,13 +108,18 @@ def self_train(
         on_step=on_step,
         on_sizes=on_sizes,
         checkpoints=checkpoints and checkpoints.within("round-0"),
+        processes=processes,
     )
     last, history, seconds, memory = best, list(best.fit.history), best.fit.train_seconds, best.fit.peak_memory_mb
     resumed_seconds = best.fit.resumed_seconds
     labels: dict[int, int] = {}
+
+    def confident(teacher: Run) -> dict[int, int]:
+        return _label(task.predict(teacher, unlabelled, on_step), unlabelled, settings.threshold)
+
     for number in range(1, settings.rounds + 1):
         started = time.perf_counter()
-        before, labels = labels, _label(task.predict(last, unlabelled, on_step), unlabelled, settings.threshold)
+        before, labels = labels, processes.of_first(functools.partial(confident, last))
         seconds += time.perf_counter() - started
         if labels == before:
             why = "the same labels as in the round before" if labels else f"no item reaches {settings.threshold:g}"
@@ -131,6 +140,7 @@ def self_train(
             on_step=on_step,
             # Of these labels only: those that lead to others are passed over.
             checkpoints=checkpoints and checkpoints.within(f"round-{number}-{digest(sorted(labels.items()), 12)}"),
+            processes=processes,
         )
         last.fit = replace(last.fit, best=later(last.fit.best), history=[later(record) for record in last.fit.history])
         history += last.fit.history

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput
 
 from sweeper.errors import StudyError
 from sweeper.training.batches import ShuffledBatches
 from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.micro_batches import Halving, batch_parts
 from sweeper.training.recorder import EpochRecorder, scores
+from sweeper.training.replicas import SHARE, OwnPart, Replicas
 from sweeper.training.seeds import generator_states, set_generator_states
 
 __all__ = ["LossWatch", "ResumableTrainer", "StageTrainer", "training_arguments"]
@@ -144,6 +146,8 @@ class StageTrainer(ResumableTrainer):
         loss: of logits and labels, instead of the model's own.
         weigh: the weight of some labels in the mean that a loss is.
         micro_batch_size: examples of a batch that go through the model at once.
+        processes: that train together.
+        own_part: reads the batches, where there are several.
         kwargs: of the resumable Trainer.
     """
 
@@ -155,6 +159,8 @@ class StageTrainer(ResumableTrainer):
         loss: Loss | None,
         weigh: Callable[[torch.Tensor], torch.Tensor],
         micro_batch_size: int,
+        processes: Replicas,
+        own_part: OwnPart | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -170,6 +176,8 @@ class StageTrainer(ResumableTrainer):
         self._groups = groups
         self._weigh = weigh
         self._micro_batch_size = micro_batch_size
+        self._processes = processes
+        self._own_part = own_part
         self._share: Any = 1.0  # of the batch's loss, that of the part under way
         self._evaluation = Halving(self.args.eval_batch_size)
         # Architectures that take loss arguments would otherwise be trusted to divide by the accumulated batches.
@@ -182,13 +190,17 @@ class StageTrainer(ResumableTrainer):
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """The gradients of a batch, from as many passes as it takes; the loss is the batch's own mean."""
-        losses = []
+        """The gradients of a batch, from as many passes and processes as it takes; the loss is the batch's own mean."""
+        own, losses = inputs.pop(SHARE, 1.0), []
         for part, share in batch_parts(inputs, self._micro_batch_size, self._weigh):
-            self._share = share
+            self._share = share * own
             losses.append(super().training_step(model, part, num_items_in_batch))
         self._share = 1.0
-        return torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        if self._processes.size > 1:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            self._processes.sum([loss, *(gradients if self.accelerator.sync_gradients else [])])
+        return loss
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, of a part of a batch as a share of the batch's."""
@@ -210,6 +222,33 @@ class StageTrainer(ResumableTrainer):
         parts = [part for _, part in self._evaluation.over(range(len(inputs["labels"])), predict)]
         losses, logits, labels = zip(*parts, strict=True)
         return torch.stack(losses).sum(), torch.cat(logits), torch.cat(labels)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's; where there are several processes, of row numbers, of which each reads its own part."""
+        if self._own_part is None:
+            return super().get_train_dataloader()
+        rows: Any = range(len(self._sampler))
+        loader: DataLoader = self.accelerator.prepare(
+            DataLoader(
+                rows,
+                self._train_batch_size,
+                sampler=self._sampler,
+                collate_fn=self._own_part,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+        )
+        return loader
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The Trainer's, in the first process, whose scores the others take over."""
+
+        def scored() -> tuple[dict[str, float], int]:
+            output: Any = super(StageTrainer, self).evaluation_loop(*args, **kwargs)
+            return output.metrics, output.num_samples
+
+        metrics, rows = self._processes.of_first(scored)
+        nobody_reads = np.empty(0)
+        return EvalLoopOutput(predictions=nobody_reads, label_ids=None, metrics=metrics, num_samples=rows)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Whatever the Trainer would do: scores are of all examples in their order.
@@ -289,7 +328,7 @@ def training_arguments(
 
     Args:
         epochs: how many.
-        batch_size: examples of a step on each device.
+        batch_size: examples of a step.
         learning_rate: peak rate.
         warmup_ratio: part of all steps.
         weight_decay: AdamW's.

@@ -14,6 +14,7 @@ from sweeper.engine import WorkerDied, Workload, engine_problems
 from sweeper.engine.ray import RayEngine, _shares
 from sweeper.engine.workers import WorkerEngine
 from sweeper.errors import StudyError
+from sweeper.training.replicas import Replicas
 from tests.sweeper.engine.engine_contract import EngineContract, Seen, run
 
 STORE = 100 * 2**20
@@ -105,10 +106,11 @@ def test_what_no_machine_has_is_refused_with_what_they_have() -> None:
         _shares([node(2), node(4)], None, 1, 1)
 
 
-def test_a_start_on_each_device_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    (problem,) = engine_problems("inline")
-    assert "WORLD_SIZE=2" in problem and "engine=ray" in problem
+def test_workers_beside_a_launcher_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeper.engine.replicas", lambda: Replicas(0, 2))
+    (problem,) = engine_problems("processes")
+    assert "engine=processes" in problem and "leave engine out" in problem
+    assert not engine_problems("inline")
 
 
 def test_a_missing_ray_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
