@@ -222,7 +222,8 @@ class _Stage:
     micro_batch_size: int
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits.float(), labels, weight=self.class_weights)
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        return cross_entropy(logits.float(), labels, weight=weights)
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor:
         """What some labels weigh in the mean of a batch."""

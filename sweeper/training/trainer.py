@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -174,6 +175,7 @@ class StageTrainer(ResumableTrainer):
         if loss is not None:
             self.loss_is_scaled_for_ga = False  # it is a mean over each batch, of which several make a step
         self._groups = groups
+        self._loss = loss
         self._weigh = weigh
         self._micro_batch_size = micro_batch_size
         self._processes = processes
@@ -210,18 +212,16 @@ class StageTrainer(ResumableTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
-        """The Trainer's, in halves where memory runs out."""
-        whole = self._weigh(inputs["labels"])
+        """The Trainer's, in halves where memory runs out; without a loss."""
 
-        def predict(rows: Sequence[int]) -> tuple[Any, Any, Any]:
+        def predict(rows: Sequence[int]) -> tuple[Any, Any]:
             part = {name: tensor[rows[0] : rows[-1] + 1] for name, tensor in inputs.items()}
             results: Any = super(StageTrainer, self).prediction_step(model, part, prediction_loss_only, ignore_keys)
-            loss, logits, labels = results
-            return loss * (self._weigh(part["labels"]) / whole), logits, labels
+            return results[1:]
 
         parts = [part for _, part in self._evaluation.over(range(len(inputs["labels"])), predict)]
-        losses, logits, labels = zip(*parts, strict=True)
-        return torch.stack(losses).sum(), torch.cat(logits), torch.cat(labels)
+        logits, labels = zip(*parts, strict=True)
+        return None, torch.cat(logits), torch.cat(labels)
 
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's; where there are several processes, of row numbers, of which each reads its own part."""
@@ -240,11 +240,16 @@ class StageTrainer(ResumableTrainer):
         return loader
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The Trainer's, in the first process, whose scores the others take over."""
+        """The Trainer's, in the first process, whose scores the others take over.
+
+        The loss is that of all examples at once: a mean over batches is another one where classes weigh differently.
+        """
 
         def scored() -> tuple[dict[str, float], int]:
             output: Any = super(StageTrainer, self).evaluation_loop(*args, **kwargs)
-            return output.metrics, output.num_samples
+            logits, labels = (torch.from_numpy(np.asarray(found)) for found in (output.predictions, output.label_ids))
+            loss = (self._loss or functional.cross_entropy)(logits.float(), labels)
+            return {**output.metrics, "eval_loss": float(loss)}, output.num_samples
 
         metrics, rows = self._processes.of_first(scored)
         nobody_reads = np.empty(0)

@@ -269,6 +269,19 @@ def test_what_all_blocks_read_beside_the_states_is_computed(
     assert cached == pytest.approx(plain, rel=1e-3)
 
 
+def test_balanced_classes_have_the_same_validation_loss_either_way(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, class_weights="balanced")
+    plain, cached = (
+        dataclasses.replace(
+            load_task(tiny_checkpoint, (24, 100, 20), max_length=24, store=store),
+            settings=settings,  # more rows than one batch of the evaluation has
+        ).run(spec(Frozen()), {}, seed=1)
+        for store in (None, StateStore(tmp_path, 1 << 30))
+    )
+    for ours, theirs in zip(cached.fit.history, plain.fit.history, strict=True):
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-5)
+
+
 def test_augmented_images_are_never_read_from_recorded_states(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
