@@ -17,7 +17,7 @@ from reports import formats
 from reports.formats import code, count, escape, floor_name, is_missing, score, score_interval, setting, signed
 from reports.load import Comparison, best_trial, score_column
 from reports.stats import SeedScores, crossed_components, paired_difference, pool
-from reports.tables import floor_scores, single_class_finals, strategy_scores
+from reports.tables import floor_scores, per_class_table, single_class_finals, strategy_scores
 from sweeper import schema
 
 __all__ = ["CHECKS", "Evidence", "evidence_of", "find_warnings"]
@@ -30,6 +30,10 @@ LOSS_RISE = 0.1  # of the lowest validation loss
 _FITTED_FLOORS = ("majority", "tfidf_logreg", "pixels_logreg")
 _MAJORITY = "majority"
 _ENDS_OF_MODELS = (("num_blocks", "high"),)  # a model has no more
+
+
+#: Below this mean recall a class of so many test items is hardly ever found; so many classes are named.
+MISSED_RECALL, MISSED_ITEMS, MISSED_NAMED = 0.05, 10, 3
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,28 @@ def collapsed(evidence: Evidence) -> list[str]:
             found.append(
                 f"{_of_finals(study, len(single), read)} collapsed: every test item is predicted as "
                 f"{' or '.join(classes)}. Lower the learning rate, or set `trainer.class_weights=balanced`."
+            )
+    return found
+
+
+def missed_classes(evidence: Evidence) -> list[str]:
+    """Classes that a strategy's finals hardly ever find, where they do find others."""
+    found = []
+    for study in evidence.studies():
+        if single_class_finals(evidence.comparison, study["study"])[0]:
+            continue  # said as collapsed
+        classes = per_class_table(evidence.comparison, str(study["label"]))
+        missed = classes[(classes["recall"] < MISSED_RECALL) & (classes["support"] >= MISSED_ITEMS)]
+        if len(missed):
+            names = [
+                f"{class_name(evidence.comparison, row['label'])} (recall {score(row['recall'])}, "
+                f"{row['support']:.0f} test items)"
+                for row in missed.head(MISSED_NAMED).to_dict("records")
+            ]
+            more = f" and {len(missed) - MISSED_NAMED} more" if len(missed) > MISSED_NAMED else ""
+            found.append(
+                f"{escape(study['label'])} hardly ever finds {', '.join(names)}{more}, whatever its accuracy. Choose "
+                "by `study.metric=validation_macro_f1`, or set `trainer.class_weights=balanced`."
             )
     return found
 
@@ -395,6 +421,7 @@ def _end(value: Any, bounds: dict[str, Any]) -> tuple[str, float, float, bool]:
 CHECKS = (
     below_floor,
     collapsed,
+    missed_classes,
     count_differs,
     validation_test_gap,
     data_warnings,

@@ -45,6 +45,7 @@ def write_exports(
     comparison: Comparison,
     *,
     verdict: Any,
+    rule: Any,
     warnings: Sequence[str] = (),
     tables: Mapping[str, pd.DataFrame],
     confidence: float,
@@ -56,6 +57,7 @@ def write_exports(
         folder: of the report.
         comparison: of ``load_comparison``.
         verdict: the report's answer, a dataclass.
+        rule: by which it was chosen, a dataclass.
         warnings: what the report warns of, sentences of markdown.
         tables: the report's tables by name; that of the name ``comparison`` also becomes the CSV.
         confidence: of the intervals.
@@ -73,6 +75,7 @@ def write_exports(
         "train_size": comparison.train_size,
         "recorded": newest,
         "confidence": confidence,
+        "rule": rule,
         "verdict": verdict,
         "warnings": list(warnings),
         "tables": {**tables, "finals": _finals(comparison)},

@@ -97,7 +97,9 @@ def write_pages(
     rebuild = formats.rebuild_command
     if folder.parent.name == "reports":  # of an output folder, where MLflow's database is looked for
         rebuild = functools.partial(rebuild, output_dir=str(folder.parent.parent))
-    environment.filters["rebuild"] = lambda names: rebuild(*([names] if isinstance(names, str) else names))
+    environment.filters["rebuild"] = lambda names, options=(): rebuild(
+        *([names] if isinstance(names, str) else names), options=options
+    )
     text = environment.get_template(template).render(**context, figures=pictures)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     css, script = ((_TEMPLATES / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))

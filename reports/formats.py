@@ -71,8 +71,10 @@ def class_name(label: object, names: object) -> str:
     return text
 
 
-def rebuild_command(*comparisons: str, output_dir: str = _OUTPUT_DIR) -> str:
+def rebuild_command(*comparisons: str, output_dir: str = _OUTPUT_DIR, options: Sequence[str] = ()) -> str:
     """The command that writes a report again, as a code span; not for table cells. ``output_dir`` holds MLflow.
+
+    ``options`` are further overrides, of plain characters.
 
     Names that make, its shell and Hydra would all read as they stand go through make. Others are quoted for Hydra and
     for a shell, and make is left out, which would need a third quoting. Names are single lines, as MLflow's tags are.
@@ -81,13 +83,15 @@ def rebuild_command(*comparisons: str, output_dir: str = _OUTPUT_DIR) -> str:
     if all(_BARE.fullmatch(name) and name.lower() not in _WORDS for name in comparisons) and (
         not elsewhere or _BARE_PATH.fullmatch(output_dir)
     ):
-        where = f' ARGS="output_dir={output_dir}"' if elsewhere else ""
+        given = [*([f"output_dir={output_dir}"] if elsewhere else []), *options]
+        where = f' ARGS="{" ".join(given)}"' if given else ""
         return code(f"make report COMPARISON={','.join(comparisons)}{where}")
     names = [hydra_quoted(name) for name in comparisons]
     given = names[0] if len(names) == 1 else f"[{','.join(names)}]"
     command = f"python -m sweeper report {shlex.quote(f'report.comparison={given}')}"
     if elsewhere:
         command += f" {shlex.quote(f'output_dir={hydra_quoted(output_dir)}')}"
+    command += "".join(f" {option}" for option in options)
     ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", command)), default=0))
     pad = " " if len(ticks) > 1 else ""
     return f"{ticks}{pad}{command}{pad}{ticks}"

@@ -117,7 +117,14 @@ def build_report(
     }
     figures = [path.name for path in pages[2:]]
     exports = write_exports(
-        folder, loaded, verdict=verdict, warnings=warnings, tables=tables, confidence=confidence, figures=figures
+        folder,
+        loaded,
+        verdict=verdict,
+        rule=rule,
+        warnings=warnings,
+        tables=tables,
+        confidence=confidence,
+        figures=figures,
     )
     newest = str(loaded.studies["run_id"].iloc[-1])
     return Report(pages[0], loaded.name, table, verdict.summary, (*pages, *exports), newest, tuple(warnings))
@@ -143,6 +150,7 @@ def _context(
     config = _config(loaded, verdict.chosen)
     return {
         "name": loaded.name,
+        "options": rule.options(confidence),
         "title": loaded.title,
         "n_strategies": len(loaded.studies),
         "recorded": f"{newest:%Y-%m-%d}" if pd.notna(newest) else "",
@@ -343,8 +351,8 @@ def _cost_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
     if recorded := [row for row in rows if not pd.isna(row["recorded_seconds"])]:
         took = ", ".join(f"{formats.escape(r['strategy'])} {formats.duration(r['recorded_seconds'])}" for r in recorded)
         notes.append(
-            f"† Trained on what its frozen part puts out, recorded once for all runs ({took}); the run that recorded "
-            "it took so much longer."
+            f"† Trained on what its frozen part puts out, recorded once for all runs ({took}); that counts as tuning, "
+            "whichever run or earlier study did it."
         )
     uneven = []
     for _, study in loaded.studies.iterrows():

@@ -98,7 +98,7 @@ def build_summary(
     drawing = summary_figure(points, alt=_alt_text(titles, tables), confidence=confidence)
     summary = _summary(table, len(scored), len(set(datasets)), test, confidence)
     context = {
-        "title": f"{len(scored)} comparisons: {_count(_models(scored), 'model')}, {_count(datasets, 'dataset')}",
+        "title": _heading(scored, datasets),
         "summary": summary,
         "ranks_table": _ranks_markdown(table, len(scored)),
         "pairs_table": _pairs_markdown(decided, list(table["strategy"])),
@@ -366,6 +366,15 @@ def _titles(comparisons: Sequence[Comparison]) -> list[str]:
     return [
         f"{title} ({c.name})" if sized.count(title) > 1 else title for title, c in zip(sized, comparisons, strict=True)
     ]
+
+
+def _heading(comparisons: Sequence[Comparison], datasets: Sequence[str]) -> str:
+    models = [formats.different(comparison.studies["model"]) or comparison.name for comparison in comparisons]
+    counts = [_count(models, "model"), _count(datasets, "dataset")]
+    sizes = [formats.setting(comparison.train_size) for comparison in comparisons]
+    if len(set(sizes)) > 1 and len(set(datasets)) == 1:
+        counts.append(_count(sizes, "train size"))
+    return f"{len(comparisons)} comparisons: {', '.join(counts)}"
 
 
 def _models(comparisons: Sequence[Comparison]) -> list[str]:

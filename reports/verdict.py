@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ from sweeper import schema
 
 __all__ = ["Rule", "Verdict", "judge", "judge_comparison"]
 
+DEFAULT_CONFIDENCE = 0.95
 _MOST_NAMES = 3  # in one sentence; more are counted
 
 
@@ -36,6 +37,13 @@ class Rule:
     max_trainable_params: float | None = None
     max_train_seconds: float | None = None
     max_memory_mb: float | None = None
+
+    def options(self, confidence: float) -> list[str]:
+        """What a command that makes the same report is told of the rule, where it is not the default."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {f"report.{name}": value for name, value in given.items() if value != getattr(Rule(), name)}
+        named |= {} if confidence == DEFAULT_CONFIDENCE else {"report.confidence": confidence}
+        return [f"{name}={value:g}" if value < 1e6 else f"{name}={value:.0f}" for name, value in named.items()]
 
     def excess(self, row: pd.Series) -> dict[str, float]:
         """What is beyond its budget in a row of the comparison table: column -> how many times the budget.

@@ -55,7 +55,7 @@ def test_no_text_cell_begins_a_formula_and_numbers_stay_numbers(uri, tmp_path):
     loaded = reports.load_comparison(uri, KNOWN)
     evil = ["=cmd()", "+1", "-1", "@x", "\t=1", "\r=1", " =1", "a;=cmd()", "a,b", "plain"]
     table = pd.DataFrame({"strategy": evil, "=head": -0.5, "value": [-1.5, np.nan] * 5})
-    write_exports(tmp_path, loaded, verdict=None, tables={"comparison": table}, confidence=0.95)
+    write_exports(tmp_path, loaded, verdict=None, rule=None, tables={"comparison": table}, confidence=0.95)
     text = (tmp_path / "comparison.csv").read_bytes().decode()
     rows = list(csv.reader(text.splitlines(keepends=True)))
     assert rows[0] == ["strategy", "'=head", "value"]

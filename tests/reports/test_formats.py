@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from reports import formats
+from reports.verdict import Rule
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,10 @@ def test_harmless_names_are_rebuilt_by_make():
     command = 'make report COMPARISON=d ARGS="output_dir=outputs/a"'
     assert formats.rebuild_command("d", output_dir="outputs/a") == f"`{command}`"
     assert "'output_dir='\"'\"'a b'" in formats.rebuild_command("d", output_dir="a b")
+    options = Rule(delta=0.02, max_trainable_params=5e6).options(0.95)
+    command = 'make report COMPARISON=d ARGS="report.delta=0.02 report.max_trainable_params=5000000"'
+    assert formats.rebuild_command("d", options=options) == f"`{command}`"
+    assert Rule().options(0.9) == ["report.confidence=0.9"]
 
 
 def test_a_class_is_named_by_its_number_and_never_fails():

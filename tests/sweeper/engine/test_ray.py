@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from sweeper.engine.ray import RayEngine, _shares
 from sweeper.engine.workers import WorkerEngine
 from sweeper.errors import StudyError
 from sweeper.training.replicas import Replicas
+from tests.cli import TINY_SWEEP, command, give_database, runs
 from tests.sweeper.engine.engine_contract import EngineContract, Seen, run
 
 STORE = 100 * 2**20
@@ -79,6 +82,37 @@ class TestRay(EngineContract):
             time.sleep(0.5)
         run(engine, workload, seen := [Seen(), Seen()])
         assert len(engine._pool) == 2 and [each.ends for each in seen] == [[None], [None]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_that_is_killed_costs_a_sweep_no_trial(cluster: Any, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    give_database(tmp_path)
+    given = [
+        *("strategy=full", *TINY_SWEEP, f"model.path={tiny_checkpoint}", "trainer.epochs=20", "study.pruner=none"),
+        *("study.n_trials=5", "final.seeds=2", "verbosity=verbose", "engine=ray", f"engine.address={cluster.address}"),
+        *("engine.workers=2", "engine.cpus_per_worker=1", "engine.gpus_per_worker=0"),
+    ]
+    owner = subprocess.Popen(
+        command(tmp_path, "sweep", *given),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert owner.stdout is not None
+    printed = ""
+    for line in owner.stdout:
+        if "epoch 2/20" in line and "epoch 2/20" not in printed:
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        printed += line
+    assert owner.wait(60) == 0, printed
+    states = runs(tmp_path, kind="trial")["tags.thawline.state"].tolist()
+    assert states.count("complete") == 5 and states.count("interrupted") == 1 and len(states) == 6, printed
+    assert len(runs(tmp_path, kind="final", state="complete")) == 2
+    assert "RUNNING" not in set(runs(tmp_path)["status"])
 
 
 def node(cpus: float, gpus: float = 0) -> dict[str, float]:
