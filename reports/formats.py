@@ -83,8 +83,8 @@ def rebuild_command(*comparisons: str, output_dir: str = _OUTPUT_DIR, options: S
     if all(_BARE.fullmatch(name) and name.lower() not in _WORDS for name in comparisons) and (
         not elsewhere or _BARE_PATH.fullmatch(output_dir)
     ):
-        given = [*([f"output_dir={output_dir}"] if elsewhere else []), *options]
-        where = f' ARGS="{" ".join(given)}"' if given else ""
+        overrides = [*([f"output_dir={output_dir}"] if elsewhere else []), *options]
+        where = f' ARGS="{" ".join(overrides)}"' if overrides else ""
         return code(f"make report COMPARISON={','.join(comparisons)}{where}")
     names = [hydra_quoted(name) for name in comparisons]
     given = names[0] if len(names) == 1 else f"[{','.join(names)}]"

@@ -344,8 +344,8 @@ def test_studies_are_jobs_of_submitit(tmp_path: Path, tiny: list[str]) -> None:
     for number, strategy in enumerate(("frozen", "bitfit")):
         assert list(runs(tmp_path / str(number), kind="final")["tags.thawline.strategy"]) == [strategy]
     slurm = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=2", "strategy=frozen,full"]
-    composed = run(tmp_path / "slurm", *slurm, *given, "--cfg", "hydra", "-p", "hydra.launcher")
-    assert "gpus_per_node: 2" in composed and "submitit_slurm" in composed
+    composed = run(tmp_path / "slurm", *slurm, *given, "--cfg=hydra")
+    assert "gpus_per_node: 2" in composed and "SlurmLauncher" in composed
 
 
 @pytest.mark.timeout(600)
