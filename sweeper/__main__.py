@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import textwrap
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, cast
@@ -111,6 +112,7 @@ def _command() -> None:
 def console() -> None:
     """Run :func:`main` as a process of its own, whose end does not take apart all that was imported, for seconds."""
     main()
+    threading._shutdown()  # as Python does first: pools of processes are told that they are not needed any more
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
