@@ -369,7 +369,9 @@ def _cost_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
     meanings = {
         schema.STORED_BYTES: f"The pretrained model itself takes {formats.size(4 * total)} in float32.",
         schema.PEAK_MEMORY_MB: "Memory: of the whole process, or on a GPU what it allocates.",
-        schema.TEST_SAMPLES_PER_SECOND: "Inference: from text or image to class, the whole model, adapters not merged.",
+        schema.TEST_SAMPLES_PER_SECOND: "Inference: from text or image to class, the whole model, adapters not merged; "
+        "the median of the finals. Strategies that add nothing to the model infer equally fast: where these differ, "
+        "the machine did something else.",
     }
     known = [text for column, text in meanings.items() if table[column].notna().any() and formats.MISSING not in text]
     return [*notes, " ".join(known)] if known else notes
