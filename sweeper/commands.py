@@ -205,7 +205,8 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 def _print_report(report: reports.Report, config: Config, console: Console) -> None:
     _print_title(report, "test split", console)
     table = Table(box=box.SIMPLE_HEAD)
-    columns = ("strategy", "parameters", "test accuracy", f"{config.report.confidence:.0%} interval", "tuning +\nfinals")
+    interval = f"{config.report.confidence:.0%} interval"
+    columns = ("strategy", "parameters", "test accuracy", interval, "tuning +\nfinals")
     for column in columns:  # long names are folded, numbers never
         name = column == "strategy"
         table.add_column(column, justify="left" if name else "right", no_wrap=not name, overflow="fold", min_width=8)
