@@ -112,7 +112,8 @@ def _command() -> None:
 def console() -> None:
     """Run :func:`main` as a process of its own, whose end does not take apart all that was imported, for seconds."""
     main()
-    threading._shutdown()  # as Python does first: pools of processes are told that they are not needed any more
+    # As Python does first: pools of processes are told that they are not needed any more.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
