@@ -27,13 +27,11 @@ EDGE = 0.05  # of a search space's width, on the scale that it is sampled on
 LEAST_VALUES = 4  # of a space of fewer, an end is the best by chance half of the time
 FEW_VALUES = 6  # and of fewer than these in 40 % of cases or more
 LOSS_RISE = 0.1  # of the lowest validation loss
+MISSED_RECALL, MISSED_ITEMS = 0.05, 10  # a class of so many test items is hardly ever found below this mean recall
+MISSED_NAMED = 3  # of such classes
 _FITTED_FLOORS = ("majority", "tfidf_logreg", "pixels_logreg")
 _MAJORITY = "majority"
 _ENDS_OF_MODELS = (("num_blocks", "high"),)  # a model has no more
-
-
-#: Below this mean recall a class of so many test items is hardly ever found; so many classes are named.
-MISSED_RECALL, MISSED_ITEMS, MISSED_NAMED = 0.05, 10, 3
 
 
 @dataclass(frozen=True)

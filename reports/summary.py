@@ -82,7 +82,7 @@ def build_summary(
     ]
     decided = [outcomes(strategy_scores(comparison), confidence) for comparison in scored]
     ranks = shared_ranks(decided)
-    datasets = [formats.different(comparison.studies["dataset"]) or comparison.name for comparison in scored]
+    datasets = _named(scored, "dataset")
     test = rank_test(ranks, confidence) if len(set(datasets)) == len(scored) else None
     table = _rank_table(decided, ranks, chosen)
 
@@ -368,9 +368,13 @@ def _titles(comparisons: Sequence[Comparison]) -> list[str]:
     ]
 
 
+def _named(comparisons: Sequence[Comparison], column: str) -> list[str]:
+    """The model or dataset of each comparison; its own name where that is unknown."""
+    return [formats.different(comparison.studies[column]) or comparison.name for comparison in comparisons]
+
+
 def _heading(comparisons: Sequence[Comparison], datasets: Sequence[str]) -> str:
-    models = [formats.different(comparison.studies["model"]) or comparison.name for comparison in comparisons]
-    counts = [_count(models, "model"), _count(datasets, "dataset")]
+    counts = [_count(_named(comparisons, "model"), "model"), _count(datasets, "dataset")]
     sizes = [formats.setting(comparison.train_size) for comparison in comparisons]
     if len(set(sizes)) > 1 and len(set(datasets)) == 1:
         counts.append(_count(sizes, "train size"))
@@ -379,7 +383,7 @@ def _heading(comparisons: Sequence[Comparison], datasets: Sequence[str]) -> str:
 
 def _models(comparisons: Sequence[Comparison]) -> list[str]:
     """What a mark of the figure stands for: the model, and what else differs between comparisons on one dataset."""
-    models = [formats.different(comparison.studies["model"]) or comparison.name for comparison in comparisons]
+    models = _named(comparisons, "model")
     datasets = [formats.different(comparison.studies["dataset"]) for comparison in comparisons]
     pairs = list(zip(models, datasets, strict=True))
     return [

@@ -40,10 +40,11 @@ class Rule:
 
     def options(self, confidence: float) -> list[str]:
         """What a command that makes the same report is told of the rule, where it is not the default."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        named = {f"report.{name}": value for name, value in given.items() if value != getattr(Rule(), name)}
-        named |= {} if confidence == DEFAULT_CONFIDENCE else {"report.confidence": confidence}
-        return [f"{name}={value:g}" if value < 1e6 else f"{name}={value:.0f}" for name, value in named.items()]
+        given = [(part.name, getattr(self, part.name), part.default) for part in fields(self)]
+        given.append(("confidence", confidence, DEFAULT_CONFIDENCE))
+        return [
+            f"report.{name}={value:{'g' if value < 1e6 else '.0f'}}" for name, value, usual in given if value != usual
+        ]
 
     def excess(self, row: pd.Series) -> dict[str, float]:
         """What is beyond its budget in a row of the comparison table: column -> how many times the budget.

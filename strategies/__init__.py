@@ -14,6 +14,7 @@ from strategies.base import (
     enter_stage,
     prefix_modules,
     set_trainable,
+    trainable_names,
 )
 from strategies.bitfit import BitFit
 from strategies.discriminative import Discriminative
@@ -65,6 +66,7 @@ __all__ = [
     "enter_stage",
     "prefix_modules",
     "set_trainable",
+    "trainable_names",
 ]
 
 #: Every strategy by its name, from nothing trained to everything.

@@ -32,6 +32,7 @@ __all__ = [
     "prefix_names",
     "set_trainable",
     "split_list",
+    "trainable_names",
 ]
 
 
@@ -310,9 +311,14 @@ def count_parameters(model: nn.Module, layout: Layout) -> dict[str, int]:
     return counts
 
 
+def trainable_names(model: nn.Module) -> list[str]:
+    """The names of the parameters that require gradients."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def prefix_names(model: nn.Module, layout: Layout) -> list[str]:
     """The names of the parts below the boundary, from the input up: nothing in them, nor below them, trains."""
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trainable = trainable_names(model)
     if any(inside(name, layout.stem) for name in trainable):
         return []
     frozen = itertools.takewhile(

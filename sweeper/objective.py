@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from strategies import Stage, Strategy, count_parameters, enter_stage
+from strategies import Stage, Strategy, count_parameters, enter_stage, trainable_names
 from sweeper import schema
 from sweeper.assets import cache_root
 from sweeper.data import Dataset, Split
@@ -216,7 +216,7 @@ class Task:
         shared = self._shared.get(repr(strategy))
         model = strategy.prepare(self.pretrained.fresh(seed, shared or ()), layout)
         self._check_length(model)
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trained = frozenset(trainable_names(model))
         stored = count_parameters(model, layout)["stored_bytes"]
         stages = strategy.stages(layout)
         epochs = stage_epochs(stages, self.settings.epochs)
@@ -342,8 +342,7 @@ class Task:
             return
         strategy, _ = spec.build(configuration)
         model, _ = self.prepare(strategy, seed=0)
-        trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-        enter_stage(model, strategy.stages(self.pretrained.layout)[0], trained)
+        enter_stage(model, strategy.stages(self.pretrained.layout)[0], frozenset(trainable_names(model)))
         model.to(device())
         with self.cache.attached(model, self.validation, on_step) as attached:
             if attached is not None:

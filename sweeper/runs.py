@@ -348,7 +348,7 @@ class FinalRun(_Run):
                 self.staged.rename(fresh)
         shutil.rmtree(self.staged, ignore_errors=True)
         if state != schema.STATE_INTERRUPTED:
-            self._record(state, reason)
+            book.record_final(self.key, self.run_id, state, reason, self.score)
             book.set_attempts(self.key, [])
         elif fatal is not None:
             book.set_attempts(self.key, [run for run in book.attempts(self.key) if run != self.run_id])
@@ -357,9 +357,6 @@ class FinalRun(_Run):
         self._clear_checkpoints(state)
         if fatal is not None:
             raise fatal
-
-    def _record(self, state: str, reason: str) -> None:
-        self.book.record_final(self.key, self.run_id, state, reason, self.score)
 
     def _best(self) -> bool:
         """Whether no other final of the configuration has as good a validation score; the test split has no say."""

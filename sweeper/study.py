@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeper import schema
 from sweeper.data.encoding import EncodedSplit
-from sweeper.engine import Assignment, DistributedEngine, Engine, Workload
+from sweeper.engine import Assignment, Engine, Workload
 from sweeper.errors import StudyError
 from sweeper.faults import failure_summary
 from sweeper.files import inside
@@ -191,8 +191,8 @@ class _StudyRunner:
     def _device(self, workload: Workload) -> str:
         """What runs are trained on."""
         device = str(self.plan.params[schema.PARAM_DEVICE])
-        inline = workload.brief or (self.engine.workers == 1 and not isinstance(self.engine, DistributedEngine))
-        return device if inline else f"{device.partition(',')[0]}, {self.engine.description}"
+        alone = workload.brief or self.engine.processes == 1
+        return device if alone else f"{device.partition(',')[0]}, {self.engine.description}"
 
     # --- trials --------------------------------------------------------------------------------------------------
 
@@ -225,14 +225,14 @@ class _StudyRunner:
 
     def _ask(self) -> Trial:
         # A sampler seeded by the trial's number: a resumed study does not draw the same values again.
-        number = len(self.study.get_trials(deepcopy=False))
-        seed = derive_seed(self.plan.seed, "sampler", number)
+        before = self.study.get_trials(deepcopy=False)
+        seed = derive_seed(self.plan.seed, "sampler", len(before))
         self.study.sampler = _sampler(self.plan.sampler, seed, several=self.engine.workers > 1)
         trial = self.study.ask(self.plan.spec.space)
-        others = [other for other in self.study.get_trials(deepcopy=False) if other.number != trial.number]
         if (index := trial.user_attrs.get(INDEX)) is None:
-            trial.set_user_attr(INDEX, self._next_index())
-        elif index in _settled(others):
+            indices = [other.user_attrs.get(INDEX, -1) for other in before]
+            trial.set_user_attr(INDEX, max(indices, default=-1) + 1)
+        elif index in _settled([other for other in before if other.number != trial.number]):
             # A database that lost its answer to the queueing was asked twice.
             trial.set_user_attr(EXCUSED, True)
             tell(self.study, trial, schema.STATE_INTERRUPTED, "queued twice", None, 0.0)
@@ -277,7 +277,7 @@ class _StudyRunner:
             if count < ATTEMPTS:
                 params = max((trial.params for trial in own), key=len)  # one that was killed while it was drawn has few
                 self.study.enqueue_trial(params, user_attrs={INDEX: index})
-            elif (key := f"{_GIVEN_UP}:{index}") not in self.study.user_attrs:
+            elif (key := _given_up_key(index)) not in self.study.user_attrs:
                 self.study.set_user_attr(key, count)
                 if run_id := own[-1].user_attrs.get(RUN):
                     self.tracker.finish(run_id, schema.STATE_FAILED, reason=f"interrupted {count} times")
@@ -285,16 +285,13 @@ class _StudyRunner:
     def _finished(self) -> list[FrozenTrial]:
         return finished_trials(self.study)
 
-    def _next_index(self) -> int:
-        indices = [trial.user_attrs.get(INDEX, -1) for trial in self.study.get_trials(deepcopy=False)]
-        return max(indices, default=-1) + 1
-
     def _check_failures(self, runs: Sequence[TrialRun]) -> None:
         """End the study where too many trials of this call failed; whoever calls again may have mended the cause."""
         ended = [run for run in runs if run.state is not None]
-        given_up = {index for key in self.study.user_attrs if (index := key.removeprefix(f"{_GIVEN_UP}:")) != key}
-        lost = {run.index: run for run in ended if run.state == schema.STATE_INTERRUPTED and str(run.index) in given_up}
-        counted = [run for run in ended if run.state != schema.STATE_INTERRUPTED] + list(lost.values())
+        interrupted = {run.index: run for run in ended if run.state == schema.STATE_INTERRUPTED}
+        recorded = self.study.user_attrs
+        given_up = [run for index, run in interrupted.items() if _given_up_key(index) in recorded]
+        counted = [run for run in ended if run.state != schema.STATE_INTERRUPTED] + given_up
         failed = [run for run in counted if run.state in (schema.STATE_FAILED, schema.STATE_INTERRUPTED)]
         if len(counted) >= 3 and len(failed) / len(counted) > self.plan.max_failure_rate:
             raise failure_summary(f"trials of {self.plan.study}", len(counted), [run.reason for run in failed])
@@ -431,13 +428,18 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     attempts = _attempts(trials)
     counted = [trial for trial in trials if trial.user_attrs.get(STATE) != schema.STATE_INTERRUPTED]
-    settled = {trial.user_attrs.get(INDEX) for trial in counted}
+    settled = _settled(trials)
     given_up = {
         index: trial
         for trial in trials
         if (index := trial.user_attrs.get(INDEX)) is not None and index not in settled and attempts[index] >= ATTEMPTS
     }
     return [*counted, *given_up.values()]
+
+
+def _given_up_key(index: int) -> str:
+    """The study's attribute that says that a configuration was tried often enough."""
+    return f"{_GIVEN_UP}:{index}"
 
 
 def _attempts(trials: Sequence[FrozenTrial]) -> dict[int | None, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from multiprocessing.process import BaseProcess
@@ -14,7 +15,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
-__all__ = ["TINY_SWEEP", "command", "give_database", "run", "runs", "start"]
+__all__ = ["TINY_SWEEP", "command", "give_database", "piped", "run", "runs", "start"]
 
 #: The splits and the precision of a tiny sweep on a checkpoint of the tests, whose folder is `model.path`.
 TINY_SWEEP = (
@@ -55,6 +56,17 @@ def start(output: Path, *arguments: str, printed: Path, cwd: Path | None = None)
     process = _PROCESSES.Process(target=_main, args=(command(output, *arguments)[2:], cwd, str(printed)))
     process.start()
     return process
+
+
+def piped(output: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start the command from a shell, writing to ``output``; what it prints, errors too, is its ``stdout``, at once."""
+    return subprocess.Popen(
+        command(output, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+    )
 
 
 def _main(arguments: list[str], cwd: Path | None, printed: str) -> None:

@@ -93,21 +93,16 @@ class EncodedSplit:
 
 
 class Encoder(Protocol):
-    """How inputs of one modality become batches of a model.
-
-    Attributes:
-        evaluation_batch_size: examples of a pass without gradients.
-        augments: whether an example of a training run is another one in every epoch.
-    """
+    """How inputs of one modality become batches of a model."""
 
     @property
     def augments(self) -> bool:
-        """See above."""
+        """Whether an example of a training run is another one in every epoch."""
         ...
 
     @property
     def evaluation_batch_size(self) -> int:
-        """See above."""
+        """Examples of a pass without gradients."""
         ...
 
     def encode(self, inputs: Sequence[Any], labels: np.ndarray | None, *, by_length: bool) -> EncodedSplit:

@@ -16,7 +16,6 @@ from sweeper.training.replicas import replicas
 
 __all__ = [
     "Assignment",
-    "DistributedEngine",
     "Engine",
     "InlineEngine",
     "Job",

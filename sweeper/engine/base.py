@@ -29,6 +29,11 @@ class Engine(ABC):
     workers: int = 1
     description: str = ""
 
+    @property
+    def processes(self) -> int:
+        """How many train, side by side or together."""
+        return self.workers
+
     @abstractmethod
     def run(self, workload: Workload, next_job: Callable[[], Assignment | None], stop: StopSignal) -> None:
         """Train runs of a study until there are no more.

@@ -31,6 +31,11 @@ class DistributedEngine(InlineEngine):
         self._shared: Workload | None = None
         self.description = f"{processes.size} processes a run"
 
+    @property
+    def processes(self) -> int:
+        """See :attr:`Engine.processes`."""
+        return self._processes.size
+
     def train(self, workload: Workload, job: Job, listener: Listener, stop: StopSignal) -> None:
         """See :meth:`InlineEngine.train`."""
         if workload.brief:

@@ -85,7 +85,8 @@ class BoundaryCache:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process finds out by itself where its models can be cut."""
         arguments = (self._pretrained, self.encoder, self.precision, self._store)
-        return _unpickled, (arguments, tuple(self._expected), self._expected_of, frozenset(self._refused))
+        kept = ("_expected", "_expected_of", "_refused")
+        return BoundaryCache, arguments, {name: getattr(self, name) for name in kept}
 
     def of(self, pretrained: Pretrained) -> BoundaryCache:
         """The same for other weights."""
@@ -277,17 +278,6 @@ class BoundaryCache:
 
 
 _NOT_CACHED = "what lies below %s is computed every time: %s"
-
-
-def _unpickled(
-    arguments: tuple[Pretrained, Encoder, str, StateStore],
-    cuts: Iterable[str],
-    expected_of: frozenset[str],
-    refused: Iterable[str],
-) -> BoundaryCache:
-    cache = BoundaryCache(*arguments)
-    cache._expected, cache._expected_of, cache._refused = dict.fromkeys(cuts), expected_of, set(refused)
-    return cache
 
 
 class Attached:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules
+from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules, trainable_names
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.hashing import derive_seed
 from sweeper.training.batches import ShuffledBatches
@@ -132,7 +132,7 @@ def fit(
     """
     set_seed(seed)
     model.to(device())
-    trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    trained = frozenset(trainable_names(model))
     recorder = EpochRecorder(model, settings, len(data.train), trained, on_epoch, on_step)
     stages = strategy.stages(layout)
     order = torch.Generator().manual_seed(seed)
@@ -225,17 +225,15 @@ class _Stage:
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return cross_entropy(logits.float(), labels, weight=weights)
 
-    def weight(self, labels: torch.Tensor) -> torch.Tensor:
-        """What some labels weigh in the mean of a batch."""
+    def weights(self, labels: torch.Tensor) -> torch.Tensor:
+        """What each label weighs in the mean of a batch, shape (rows,)."""
         if self.class_weights is None:
-            return torch.tensor(float(len(labels)), device=labels.device)
-        return self.class_weights[labels.to(self.class_weights.device)].sum()
+            return torch.ones(len(labels), device=labels.device)
+        return self.class_weights.to(labels.device)[labels]
 
-    def weights(self, split: EncodedSplit) -> torch.Tensor:
-        """What each example of a split weighs in that mean, on the CPU, shape (rows,)."""
-        if self.class_weights is None:
-            return torch.ones(len(split))
-        return self.class_weights.cpu()[[example["labels"] for example in split.shells or split.examples]]
+    def weight(self, labels: torch.Tensor) -> torch.Tensor:
+        """What they weigh together."""
+        return self.weights(labels).sum()
 
 
 def _train_on_features(
@@ -289,7 +287,8 @@ def _train_with_trainer(
     collate = data.encoder.collate if attached is None else attached.collate
     own_part = None
     if processes.size > 1:
-        own_part = OwnPart(processes, train, run.weights(data.train), visits, collate)
+        labels = torch.tensor([example["labels"] for example in data.train.shells or data.train.examples])
+        own_part = OwnPart(processes, train, run.weights(labels), visits, collate)
     trainer = StageTrainer(
         groups=run.groups,
         sampler=run.sampler,

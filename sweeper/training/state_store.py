@@ -158,12 +158,13 @@ class StateStore:
         used, entries = 0, []
         for values in self._folder.glob(f"*/{_VALUES}"):
             with contextlib.suppress(OSError):
-                if not values.parent.name.startswith("."):
-                    entries.append(((values.parent / _RECORD).stat().st_mtime, values.stat().st_size, values.parent))
-                elif self._is_left(values.parent):
-                    shutil.rmtree(values.parent)
+                folder, bytes_ = values.parent, values.stat().st_size
+                if not folder.name.startswith("."):
+                    entries.append(((folder / _RECORD).stat().st_mtime, bytes_, folder))
+                elif self._is_left(folder):
+                    shutil.rmtree(folder)
                     continue
-                used += values.stat().st_size
+                used += bytes_
         kept = list(self._open)[-2:]
         for _, bytes_, folder in sorted(entries):
             if used + size <= self._max_bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import optuna
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from tests.cli import TINY_SWEEP, command, run, runs
+from tests.cli import TINY_SWEEP, command, piped, run, runs
 
 TINY = [
     *TINY_SWEEP,
@@ -157,13 +156,7 @@ def test_a_study_grows_and_repeats_nothing(swept: tuple[Path, str], tiny: list[s
 
 def test_ctrl_c_closes_everything_and_the_same_command_goes_on(tmp_path: Path, tiny: list[str]) -> None:
     arguments = ["sweep", "strategy=full", *tiny, "trainer.epochs=12", "study.n_trials=2", "final.seeds=1"]
-    process = subprocess.Popen(
-        command(tmp_path, *arguments, "verbosity=verbose"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    process = piped(tmp_path, *arguments, "verbosity=verbose")
     assert process.stdout is not None
     text = ""
     for line in process.stdout:
@@ -196,12 +189,7 @@ def test_ctrl_c_closes_everything_and_the_same_command_goes_on(tmp_path: Path, t
 @pytest.mark.slow
 def test_a_killed_process_leaves_nothing_running_after_the_next(tmp_path: Path, tiny: list[str]) -> None:
     arguments = ["sweep", "strategy=frozen", *tiny, "study.n_trials=2", "final.seeds=1"]
-    process = subprocess.Popen(
-        command(tmp_path, *arguments, "verbosity=verbose", "trainer.epochs=40"),
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    process = piped(tmp_path, *arguments, "verbosity=verbose", "trainer.epochs=40")
     assert process.stdout is not None
     for line in process.stdout:
         if "epoch 2/40" in line:
@@ -216,12 +204,7 @@ def test_a_killed_process_leaves_nothing_running_after_the_next(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_one_process_owns_the_output_folder(tmp_path: Path, tiny: list[str]) -> None:
-    first = subprocess.Popen(
-        command(tmp_path, "sweep", "strategy=full", *tiny, "trainer.epochs=2000", "verbosity=verbose"),
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    first = piped(tmp_path, "sweep", "strategy=full", *tiny, "trainer.epochs=2000", "verbosity=verbose")
     try:
         assert first.stdout is not None
         for line in first.stdout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from sweeper.errors import StudyError
 from sweeper.ownership import StudyOwner
 from sweeper.storage import existing_storage, open_storage, storage_url
 from tests import postgres
-from tests.cli import TINY_SWEEP, command, run, runs
+from tests.cli import TINY_SWEEP, piped, run, runs
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +117,7 @@ def test_a_sweep_in_postgresql_survives_its_server_and_its_own_death(
         "study.pruner=none",
     ]
     given = {"THAWLINE_STORAGE": server.url}
-    first = subprocess.Popen(
-        command(tmp_path / "a", *arguments, "study.n_trials=1000", "verbosity=verbose"),
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **given},
-    )
+    first = piped(tmp_path / "a", *arguments, "study.n_trials=1000", "verbosity=verbose", **given)
     try:
         assert first.stdout is not None
         assert any("epoch 2/" in line for line in first.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from sweeper.engine.ray import RayEngine, _shares
 from sweeper.engine.workers import WorkerEngine
 from sweeper.errors import StudyError
 from sweeper.training.replicas import Replicas
-from tests.cli import TINY_SWEEP, command, give_database, runs
+from tests.cli import TINY_SWEEP, give_database, piped, runs
 from tests.sweeper.engine.engine_contract import EngineContract, Seen, run
 
 STORE = 100 * 2**20
@@ -95,13 +94,7 @@ def test_a_node_that_is_killed_costs_a_sweep_no_trial(cluster: Any, tmp_path: Pa
         *("study.n_trials=5", "final.seeds=2", "verbosity=verbose", "engine=ray", f"engine.address={cluster.address}"),
         *("engine.workers=2", "engine.cpus_per_worker=1", "engine.gpus_per_worker=0"),
     ]
-    owner = subprocess.Popen(
-        command(tmp_path, "sweep", *given),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    owner = piped(tmp_path, "sweep", *given)
     assert owner.stdout is not None
     printed = ""
     for line in owner.stdout:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import optuna
 import psutil
 import pytest
 
-from tests.cli import command, give_database, runs
+from tests.cli import give_database, piped, runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,13 +21,7 @@ def test_a_killed_worker_costs_one_attempt_and_the_study_ends_as_asked(tmp_path:
         *("dataset.train_size=128", "dataset.validation_size=40", "dataset.test_size=60", "trainer.epochs=12"),
         *("trainer.precision=fp32", "study.n_trials=8", "study.pruner=median", "final.seeds=3", "verbosity=verbose"),
     ]
-    owner = subprocess.Popen(
-        command(tmp_path, "sweep", *given),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    owner = piped(tmp_path, "sweep", *given)
     assert owner.stdout is not None
     printed, killed = "", False
     for line in owner.stdout:
