@@ -19,6 +19,7 @@ __all__ = ["TOOLS", "main"]
 TOOLS = {
     "predict": "labels and calibrated scores of texts or images, by the chosen model or another",
     "serve": "answer requests for predictions by MLflow's scoring server, on this machine only",
+    "export": "write a saved model as ONNX or for torch.export, verified and timed against PyTorch",
     "ui": "browse the runs in the MLflow UI, on this machine only",
 }
 
