@@ -15,7 +15,7 @@ from sweeper.environment import Check, Places, checked
 
 __all__ = ["add_arguments", "run"]
 
-STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 NAME, STATUS = 12, 9  # columns
 
 

@@ -105,6 +105,7 @@ def test_a_folder_at_work_is_a_warning(alone: Path, capsys: pytest.CaptureFixtur
         (["--storage", "sqlite:///nowhere/x.db"], "storage", "problem", "no folder nowhere"),
         (["--storage", "sqlite:///damaged.db"], "storage", "problem", "damaged.db"),
         (["--storage", "nonsense"], "storage", "problem", "nonsense"),
+        (["--storage", "mysql://me:opensesame@127.0.0.1:9/x"], "storage", "problem", "me:***@127.0.0.1"),
         (["--tracking-uri", f"{NOBODY}/"], "mlflow", "warning", "does not answer"),
         (["--tracking-uri", "sqlite:///damaged.db"], "mlflow", "problem", "cannot be read"),
         (["--output-dir", "damaged.db/x"], "output_dir", "problem", "cannot be written"),
