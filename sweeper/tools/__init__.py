@@ -19,6 +19,8 @@ __all__ = ["TOOLS", "main", "parser_of"]
 TOOLS = {
     "doctor": "check this machine and its environment, and say how to mend what is wrong",
     "init": "look at your own data and write a commented experiment for them",
+    "predict": "labels and calibrated scores of texts or images, by the chosen model or another",
+    "serve": "answer requests for predictions by MLflow's scoring server, on this machine only",
     "ui": "browse the runs in the MLflow UI, or the studies in Optuna's dashboard, on this machine only",
 }
 

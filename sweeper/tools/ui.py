@@ -13,7 +13,7 @@ from typing import Any
 
 from sweeper.errors import ConfigError, StudyError
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HOST", "add_arguments", "check_port", "run"]
 
 HOST = "127.0.0.1"
 PORTS = {"mlflow": 5000, "optuna": 8080}
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     port = arguments.port if arguments.port is not None else PORTS["optuna" if arguments.optuna else "mlflow"]
     if arguments.optuna:
         app = _dashboard(arguments.storage or os.environ.get("THAWLINE_STORAGE") or None, arguments.output_dir)
-        _check_port(port)
+        check_port(port)
         _serve(app, port)
         return
     if arguments.storage is not None:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     database = arguments.output_dir / "mlflow.db"
     if not database.is_file():
         raise _nothing(database)
-    _check_port(port)
+    check_port(port)
     _say("the MLflow UI", port, " once Uvicorn runs")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
@@ -115,7 +115,12 @@ def _nothing(place: object) -> StudyError:
     )
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
+    """See that a server can listen there.
+
+    Raises:
+        ConfigError: the number is none of a port, or another program listens.
+    """
     hint = "Name a free one, such as --port 5050."
     if not 0 < port < 1 << 16:
         raise ConfigError(f"--port {port}: must be 1 to 65535", hint)
