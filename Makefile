@@ -44,7 +44,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup sweep compare report ui test bench examples lint clean
+.PHONY: help setup sweep compare report ui doctor test bench examples lint clean
 
 help: ## print this text
 	@echo 'Thawline: how much of a pretrained model to train, on your data.'
@@ -88,6 +88,9 @@ compare: $(STAMP) ## the same for several strategies, with one report: make comp
 
 report: $(STAMP) ## write a report again from what MLflow holds; trains nothing
 	$(RUN) -m sweeper report $(strip $(call override_of,COMPARISON,report.comparison) $(OVERRIDES))
+
+doctor: $(STAMP) ## check this machine and its environment; says how to mend what is wrong
+	@$(RUN) -m sweeper doctor
 
 ui: $(STAMP) ## browse the runs in the MLflow UI, on this machine only
 	@$(RUN) -m sweeper ui --port $(PORT)

@@ -19,7 +19,8 @@ import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from sweeper.config import Config, config_dir, register
+from sweeper.completion import offered
+from sweeper.config import Config, config_dir, register, users_config_dir
 from sweeper.errors import ConfigError, ThawlineError, near_matches
 from sweeper.faults import said_of_storage
 from sweeper.files import check_writable, written
@@ -50,6 +51,7 @@ COMPARED = ("frozen", "lora", "partial", "full")
 ALL = "all"
 _CONFIG_DIR = ("--config-dir", "-cd")
 _HELP = ("--help", "-h")
+_COMPLETION = ("--shell-completion", "-sc")
 
 
 def main() -> None:
@@ -93,6 +95,9 @@ def _command() -> None:
     register()
     if sys.argv[1:] == ["--version"]:
         print(f"thawline {version('thawline')}")
+        return
+    if sys.argv[1:] and sys.argv[1] in _COMPLETION and (words := offered(COMMANDS)) is not None:
+        print("\n".join(words))
         return
     try:
         command, arguments = _split(sys.argv[1:])
@@ -181,7 +186,7 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _parse(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
-    """Hydra's flags, the overrides, and the user's own configuration folder."""
+    """Hydra's flags, the overrides, and the user's own configuration folder, which joins unasked if it is ``conf/``."""
     flags, overrides, extra_dir = [], [], None
     iterator = iter(arguments)
     for argument in iterator:
@@ -193,6 +198,8 @@ def _parse(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
             flags.append(argument)
         else:
             overrides.append(argument)
+    if extra_dir is None and (extra_dir := users_config_dir()):
+        flags = [_CONFIG_DIR[0], extra_dir, *flags]
     return flags, overrides, extra_dir
 
 

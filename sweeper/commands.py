@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -285,9 +286,9 @@ def _interval(row: Mapping[str, Any], split: str = "test") -> str:
 
 
 def _ui_command(config: Config) -> str:
-    uri = redacted(_tracking_uri(config))
-    if uri == "sqlite:///outputs/mlflow.db":
-        return "make ui"
+    if config.tracking.uri is None:
+        return "make ui" if config.output_dir == "outputs" else f"thawline ui --output-dir {quote(config.output_dir)}"
+    uri = redacted(config.tracking.uri)
     if uri.startswith("http"):
         return uri
     return f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"

@@ -21,7 +21,16 @@ from omegaconf import MISSING
 from sweeper.errors import near_matches
 from sweeper.names import folder_problem, text_problem
 
-__all__ = ["Config", "check", "config_dir", "data_name", "effective_pooling", "natural_direction", "register"]
+__all__ = [
+    "Config",
+    "check",
+    "config_dir",
+    "data_name",
+    "effective_pooling",
+    "natural_direction",
+    "register",
+    "users_config_dir",
+]
 
 METRICS = ("validation_accuracy", "validation_macro_f1", "validation_loss")
 RESUME = ("auto", "never", "require")
@@ -254,6 +263,17 @@ def config_dir() -> Path:
     """The folder ``conf/``: inside the installed package, or beside it in a clone."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def users_config_dir() -> str | None:
+    """``conf``, where the current folder has one with groups of ours in it: it joins the search path by itself.
+
+    Not one with a ``config.yaml``: that is the project's own, or another application's.
+    """
+    folder = Path("conf")
+    groups = (path.name for path in config_dir().iterdir() if path.is_dir())
+    joins = not (folder / "config.yaml").exists() and any((folder / group).is_dir() for group in groups)
+    return str(folder) if joins else None
 
 
 def check(config: Config) -> list[str]:
