@@ -16,7 +16,8 @@ from rich.table import Table
 import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
-from sweeper.errors import StudyError
+from sweeper.errors import StudyError, ThawlineError
+from sweeper.files import written
 from sweeper.forking import worker_context
 from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
@@ -39,8 +40,8 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         skip_inapplicable: leave out strategies that do not fit the model.
 
     Raises:
-        ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, once the report of
-            the others is written.
+        ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, or of an upload to the
+            hub, once the report of the others is written.
     """
     if configs[0].engine.name == "processes" and not configs[0].dry_run and any(map(_needs_workers, configs)):
         worker_context()  # the workers' imports, beside ours
@@ -55,7 +56,7 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     if config.dry_run:
         print_dry_run(comparisons, console)
         return
-    failures: list[StudyError] = []
+    failures: list[ThawlineError] = []
     reported = []
     for prepared in comparisons:
         outcome = run_comparison(prepared, _tracking_uri(config), console)
@@ -72,6 +73,12 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
                 continue
             reported.append(_build_report(config, outcome.comparison))
             _print_report(reported[-1], config, console)
+            try:
+                _hand_over(reported[-1], config, console)
+            except ThawlineError as error:
+                if failures:  # only the first one ends the command
+                    console.print(f"Warning: {error}", highlight=False, markup=False, soft_wrap=True)
+                failures.append(error)
     if sizes and reported:
         _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
     for failure in failures:
@@ -127,8 +134,36 @@ def _names(comparison: Any) -> list[str]:
     return list(dict.fromkeys(str(name) for name in given))
 
 
+def _hand_over(report: reports.Report, config: Config, console: Console) -> None:
+    """Put its card beside each model, and upload the chosen one where that is asked for.
+
+    Raises:
+        ThawlineError: it cannot be uploaded, or nothing was chosen.
+    """
+    models = Path(config.output_dir) / "models"
+    for study, card in report.cards.items():
+        if (models / study).is_dir():
+            written(models / study / "README.md", card)
+    repository = config.hub.push
+    if repository is None:
+        return
+    from sweeper.hub import push_model
+
+    if report.chosen is None:
+        raise ThawlineError(
+            f"hub.push={repository}: nothing was chosen, so nothing is uploaded",
+            "The report says why; change report.*.",
+        )
+    console.print(f"Uploading: {models / report.chosen}", highlight=False, markup=False, soft_wrap=True)
+    private = config.hub.private
+    url = push_model(models / report.chosen, repository, private=private, comparison=report.comparison)
+    console.print(f"Hub:       {url}{' (private)' if private else ''}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
-    return reports.build_report(_tracking_uri(config), comparison=comparison, **_reporting(config))
+    return reports.build_report(
+        _tracking_uri(config), comparison=comparison, repository=config.hub.push, **_reporting(config)
+    )
 
 
 def _build_size_report(config: Config, curve: str) -> reports.Report:

@@ -152,7 +152,8 @@ def load_model(
             with torch.no_grad():  # a pooling or a padding that does not work shows here, not in the first trial
                 features = pooled(body, pooling, inputs).shape[1]
             settings = ClassifierConfig(
-                backbone=body.config.to_dict(),
+                # Where the weights lie on this machine is nobody's business.
+                backbone={key: value for key, value in body.config.to_dict().items() if key != "_name_or_path"},
                 head=head,
                 pooling=pooling,
                 features=features,

@@ -129,7 +129,7 @@ def test_what_the_hub_refuses_is_said(
         )
     finally:
         hub.refused = {}
-    assert printed.startswith("hub.push=team/refused: ") and words in printed
+    assert "hub.push=team/refused: " in printed and words in printed
     assert "the same command uploads again and trains nothing" in printed and (swept.model / "config.json").exists()
 
 
@@ -203,7 +203,7 @@ def test_a_native_head_needs_no_code_of_ours(
         printed = client.run("sweep", *asked, f"output_dir={tmp_path}", status=2, HF_TOKEN="write")
     finally:
         hub.silent = False
-    assert "does not answer" in printed and "Report:" in printed
+    assert "was lost or not made" in printed and "Report:" in printed
     client.run("sweep", *asked, f"output_dir={tmp_path}", HF_TOKEN="write")
     model = next(tmp_path.glob("models/*/config.json")).parent
     assert not list(model.glob("*.py"))
@@ -217,3 +217,16 @@ def test_a_token_is_judged_by_what_it_may_do() -> None:
     account["auth"] = {"accessToken": {"role": "fineGrained", "fineGrained": {"scoped": [scope]}}}
     assert pushing._refusals(account, "me/x") == pushing._refusals(account, "team/x") == []
     assert pushing._refusals({}, "me/x") == [], "a mirror of the hub may say less"
+
+
+def test_a_hub_that_does_not_answer_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pushing.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(pushing.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "write")
+    assert "HF_HUB_OFFLINE is set; unset it" in pushing.push_problems("user/x", private=True)[0]
+    monkeypatch.setattr(pushing, "_OFFLINE", False)
+    with caplog.at_level("WARNING", "sweeper.hub"):
+        assert pushing.push_problems("user/x", private=True) == []
+    assert "http://127.0.0.1:9 does not answer" in caplog.text
