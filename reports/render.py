@@ -58,8 +58,8 @@ class Report:
         summary: the answer, a short paragraph of markdown.
         files: all that was written: the markdown, the HTML page, the figures, and the files for programs.
         run_id: the MLflow run of the newest study, where the files are logged.
+        chosen: the chosen strategy's study and its MLflow run; ``None`` where nothing can be chosen.
         warnings: what the checks found, sentences of markdown, the most serious first.
-        chosen: the study of the chosen strategy, by its name; ``None`` where nothing is chosen.
         cards: the model card of each study with a test score, by the study's name.
     """
 
@@ -70,7 +70,7 @@ class Report:
     files: tuple[Path, ...] = ()
     run_id: str = ""
     warnings: tuple[str, ...] = ()
-    chosen: str | None = None
+    chosen: tuple[str, str] | None = None
     cards: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -131,16 +131,17 @@ def build_report(
         confidence=confidence,
         figures=figures,
     )
-    studies = dict(zip(loaded.studies["label"], loaded.studies["study"].astype(str), strict=True))
+    newest = str(loaded.studies["run_id"].iloc[-1])
+    picked = loaded.studies[loaded.studies["label"] == verdict.chosen]
     return Report(
         path=pages[0],
         comparison=loaded.name,
         table=table,
         summary=verdict.summary,
         files=(*pages, *exports),
-        run_id=str(loaded.studies["run_id"].iloc[-1]),
+        run_id=newest,
         warnings=tuple(warnings),
-        chosen=None if verdict.chosen is None else studies[verdict.chosen],
+        chosen=None if picked.empty else (str(picked["study"].iloc[-1]), str(picked["run_id"].iloc[-1])),
         cards=model_cards(loaded, table, verdict, warnings, context, confidence=confidence, repository=repository),
     )
 

@@ -21,6 +21,7 @@ from sweeper.files import written
 from sweeper.forking import worker_context
 from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
+from sweeper.winners import model_folder, note_chosen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
                 _hand_over(reported[-1], config, console)
             except ThawlineError as error:
                 if failures:  # only the first one ends the command
-                    console.print(f"Warning: {error}", highlight=False, markup=False, soft_wrap=True)
+                    _say(f"Warning: {error}", console)
                 failures.append(error)
     if sizes and reported:
         _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
@@ -111,7 +112,9 @@ def report(config: Config) -> None:
     if name is not None and reports.is_curve(_tracking_uri(config), name):
         _print_size_report(_build_size_report(config, name), config, Console())
         return
-    _print_report(_build_report(config, name), config, Console())
+    built = _build_report(config, name)
+    _print_report(built, config, Console())
+    _hand_over(built, config, Console())
 
 
 def _send_waiting(config: Config, console: Console) -> None:
@@ -122,7 +125,7 @@ def _send_waiting(config: Config, console: Console) -> None:
         _tracking_uri(config),
         config.tracking.experiment,
         Path(config.output_dir),
-        note=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+        note=lambda text: _say(text, console),
     )
 
 
@@ -132,32 +135,6 @@ def _names(comparison: Any) -> list[str]:
         return []
     given = [comparison] if isinstance(comparison, str | int) else comparison
     return list(dict.fromkeys(str(name) for name in given))
-
-
-def _hand_over(report: reports.Report, config: Config, console: Console) -> None:
-    """Put its card beside each model, and upload the chosen one where that is asked for.
-
-    Raises:
-        ThawlineError: it cannot be uploaded, or nothing was chosen.
-    """
-    models = Path(config.output_dir) / "models"
-    for study, card in report.cards.items():
-        if (models / study).is_dir():
-            written(models / study / "README.md", card)
-    repository = config.hub.push
-    if repository is None:
-        return
-    from sweeper.hub import push_model
-
-    if report.chosen is None:
-        raise ThawlineError(
-            f"hub.push={repository}: nothing was chosen, so nothing is uploaded",
-            "The report says why; change report.*.",
-        )
-    console.print(f"Uploading: {models / report.chosen}", highlight=False, markup=False, soft_wrap=True)
-    private = config.hub.private
-    url = push_model(models / report.chosen, repository, private=private, comparison=report.comparison)
-    console.print(f"Hub:       {url}{' (private)' if private else ''}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
@@ -217,20 +194,75 @@ def _print_files(report: reports.Report, config: Config, console: Console) -> No
     """The answer and where it was written; what was written is logged to MLflow, where that is possible."""
     from sweeper.tracking import log_report
 
-    console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
+    _say(report.summary.replace("**", ""), console)
     if report.warnings:
         console.print(f"Warnings:  {len(report.warnings)}, at the top of the report", highlight=False, soft_wrap=True)
     pages = [path for path in report.files if path.suffix in (".md", ".html", ".json")]
     others = [path.name for path in report.files if path not in pages]
     for i, path in enumerate(pages):
-        console.print(f"{'' if i else 'Report:':<10} {path}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"{'' if i else 'Report:':<10} {path}", console)
     if others:
-        console.print(f"{'':<10} beside it: {', '.join(others)}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"{'':<10} beside it: {', '.join(others)}", console)
+    _say(f"MLflow UI: {_ui_command(config)}", console)
     try:
         log_report(_tracking_uri(config), report.run_id, report.files)
     except StudyError as error:
-        console.print(f"Warning: {error}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"Warning: {error}", console)
+
+
+def _hand_over(report: reports.Report, config: Config, console: Console) -> None:
+    """Put its card beside each model; note where the chosen one lies, add it to MLflow's registry, and upload it.
+
+    Raises:
+        ThawlineError: it cannot be uploaded, which ``hub.push`` asks for, or nothing was chosen.
+    """
+    for folder in Path(config.output_dir, "models").glob("*/"):  # no path is made of a name in records
+        if folder.name in report.cards:
+            written(folder / "README.md", report.cards[folder.name])
+    if report.chosen is not None:
+        _note_chosen(report, config, console, *report.chosen)
+    if config.hub.push is not None:
+        _push(report, config, console)
+
+
+def _note_chosen(report: reports.Report, config: Config, console: Console, study: str, run_id: str) -> None:
+    """Say where the chosen model lies, note it for the commands that use one, and add it to MLflow's registry."""
+    folder = model_folder(Path(config.output_dir), study)
+    if not folder.is_dir():  # runs that were made elsewhere
+        return
+    note_chosen(Path(config.output_dir), report.comparison, study)
+    _say(f"Model:     {folder}", console)
+    if not config.tracking.register:
+        return
+    from sweeper.registry import ALIAS, register  # takes a second
+
+    try:
+        number = register(_tracking_uri(config), folder, report.comparison, run_id)
+    except StudyError as error:
+        _say(f"Warning: {error}", console)
+    else:
+        _say(f"{'':<10} models:/{report.comparison}@{ALIAS} in MLflow's registry, version {number}", console)
+
+
+def _push(report: reports.Report, config: Config, console: Console) -> None:
+    """Upload the chosen model with its card."""
+    from sweeper.hub import push_model
+
+    repository, private = str(config.hub.push), config.hub.private
+    if report.chosen is None:
+        raise ThawlineError(
+            f"hub.push={repository}: nothing was chosen, so nothing is uploaded",
+            "The report says why; change report.*.",
+        )
+    folder = model_folder(Path(config.output_dir), report.chosen[0])
+    _say(f"Uploading: {folder}", console)
+    url = push_model(folder, repository, private=private, comparison=report.comparison)
+    _say(f"Hub:       {url}{' (private)' if private else ''}", console)
+
+
+def _say(text: str, console: Console) -> None:
+    """A line as it is, however wide, so that paths can be copied."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
@@ -249,7 +281,7 @@ def _print_report(report: reports.Report, config: Config, console: Console) -> N
         table.add_row(*_row(row))
     console.print(table)
     if shifted := _shifted(report.table):
-        console.print(f"Shifted:   {shifted}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"Shifted:   {shifted}", console)
     _print_files(report, config, console)
 
 
