@@ -229,6 +229,14 @@ class ReportConfig:
 
 
 @dataclass
+class HubConfig:
+    """The Hugging Face hub."""
+
+    push: str | None = None  # user/name: the chosen strategy's model is uploaded there with its card; null = nothing is
+    private: bool = True  # seen by its owner alone; false = by everybody, see docs/sharing.md
+
+
+@dataclass
 class Config:
     """The whole configuration."""
 
@@ -246,6 +254,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
     # what `compare` runs where no strategy= is given: names, or {strategy: name, label: ..., key: value} of variants,
     # whose keys are those of strategy.*; null = frozen, lora, partial, full
     compare: list[Any] | None = None
@@ -307,6 +316,9 @@ def check(config: Config) -> list[str]:
         problems.append(f"dataset.train_sizes={sizes}: must be different numbers from 2, the smallest first, or null")
     if sizes and config.study.name:
         problems.append(f"study.name={config.study.name} names one study, not one for each of dataset.train_sizes")
+    if config.hub.push is not None and (sizes or config.final.seeds == 0):
+        what = "dataset.train_sizes has a winner at each size" if sizes else "final.seeds=0 has none"
+        problems.append(f"hub.push={config.hub.push} uploads one model, and {what}: leave one of them out")
     if config.model.source == "local" and not config.model.path:
         problems.append("model.path is not given: model=local needs model.path=<folder with a checkpoint>")
     own = config.dataset.source in ("csv", "image_folder", "image_csv")
