@@ -25,7 +25,6 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.stamp
 RUN := $(VENV)/bin/python
-DATABASE := outputs/mlflow.db
 
 # An empty variable adds nothing, so that the configuration's own default holds.
 override_of = $(if $(strip $($(1))),$(2)=$(strip $($(1))))
@@ -39,9 +38,6 @@ $(foreach name,strategy model dataset experiment trials dry_run comparison args,
 
 # Another Python is looked for only where none was named.
 CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
-
-# MLflow's job runner serves features that are not used here, with several processes that die loudly on Ctrl-C.
-UI_ENVIRONMENT := MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false PYTHONWARNINGS=ignore
 
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -93,13 +89,8 @@ compare: $(STAMP) ## the same for several strategies, with one report: make comp
 report: $(STAMP) ## write a report again from what MLflow holds; trains nothing
 	$(RUN) -m sweeper report $(strip $(call override_of,COMPARISON,report.comparison) $(OVERRIDES))
 
-ui: $(DATABASE) $(STAMP) ## browse the runs in the MLflow UI, on this machine only
-	@echo 'Starting the MLflow UI: http://127.0.0.1:$(PORT) answers once Uvicorn runs; Ctrl-C stops it.'
-	@$(UI_ENVIRONMENT) $(RUN) -m mlflow ui --backend-store-uri sqlite:///$(DATABASE) \
-	    --host 127.0.0.1 --port $(PORT) --workers 1
-
-$(DATABASE):
-	@echo 'There is no $@ yet, so nothing to show. Run one study first: make sweep' >&2; exit 1
+ui: $(STAMP) ## browse the runs in the MLflow UI, on this machine only
+	@$(RUN) -m sweeper ui --port $(PORT)
 
 test: $(STAMP) ## run the tests, without those marked slow or gpu
 	@$(RUN) -m pytest $(ARGS)

@@ -1,16 +1,19 @@
-"""``python -m sweeper [sweep|compare|report] key=value ...``: the Hydra entry point, nothing else."""
+"""``thawline``, or ``python -m sweeper``: Hydra's commands; those that take flags are in ``sweeper.tools``."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 import threading
 import traceback
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra import compose
@@ -30,11 +33,13 @@ from sweeper.overrides import (
 )
 from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
+from sweeper.tools import TOOLS
+from sweeper.tools import main as run_tool
 
 __all__ = ["console", "main"]
 
 COMMANDS = {
-    "sweep": "one study, its finals and its comparison's report (the default)",
+    "sweep": "one study, its finals and its comparison's report (the default where keys are given)",
     "compare": "a study for each of strategy=a,b,c, or all (default: the experiment's, else frozen,lora,partial,full), "
     "and one report",
     "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest; several, as "
@@ -52,6 +57,9 @@ def main() -> None:
 
     Of the processes of a launcher the first one runs it; the others train what it trains, and end when it does.
     """
+    if sys.argv[1:2] and sys.argv[1] in TOOLS:
+        _tool(sys.argv[1:])
+        return
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         _command()
         return
@@ -66,14 +74,32 @@ def main() -> None:
             follow(processes)
 
 
+def _tool(arguments: list[str]) -> None:
+    try:
+        run_tool(arguments)
+    except ThawlineError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # who read what is printed has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:
+        _crash()
+
+
 def _command() -> None:
     register()
+    if sys.argv[1:] == ["--version"]:
+        print(f"thawline {version('thawline')}")
+        return
     try:
         command, arguments = _split(sys.argv[1:])
         flags, overrides, extra_dir = _parse(arguments)
         if command == "report":
             overrides = [_listed(item) for item in overrides]
-        if any(flag in _HELP for flag in flags):
+        if any(flag in _HELP for flag in flags) or not sys.argv[1:]:
             print(_help(config_folders(config_dir(), extra_dir)))
             return
         entries, everything = _entries(command, overrides, extra_dir)
@@ -98,9 +124,8 @@ def _command() -> None:
             _dispatch(command, config, variants if entries else [], full_command, everything)
         except ThawlineError as error:
             _fail(error)
-        except Exception:  # a mistake of the program, or a library's error, which may quote a URL
-            print(redacted(traceback.format_exc()), file=sys.stderr, end="")
-            sys.exit(1)
+        except Exception:
+            _crash()
 
     try:
         task()
@@ -151,7 +176,7 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
     if arguments and arguments[0] in COMMANDS:
         return arguments[0], arguments[1:]
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
-        raise ConfigError(f"unknown command {arguments[0]!r}: {near_matches(arguments[0], COMMANDS)}")
+        raise ConfigError(f"unknown command {arguments[0]!r}: {near_matches(arguments[0], [*COMMANDS, *TOOLS])}")
     return "sweep", arguments
 
 
@@ -209,21 +234,26 @@ def _entries(command: str, overrides: list[str], extra_dir: str | None) -> tuple
 
 def _help(folders: list[Path]) -> str:
     """What there is to type; Hydra's own help loads every file of every group for it, which takes seconds."""
-    lines = ["usage: python -m sweeper [command] [group=option ...] [key=value ...]", "", "commands:"]
-    for name, text in COMMANDS.items():
-        lines += textwrap.wrap(text, 110, initial_indent=f"  {name:9}", subsequent_indent=" " * 11)
-    lines += ["", "groups:"]
+    lines = ["usage: thawline [command] [group=option ...] [key=value ...]", "", "commands:"]
+    lines += _described(COMMANDS)
+    lines += ["", "commands with flags, which `thawline COMMAND --help` lists:", *_described(TOOLS), "", "groups:"]
     for group in sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()}):
-        options = f"{group}={'|'.join(group_options(group, folders))}"
-        lines += textwrap.wrap(
-            options.replace("|", " | "), 110, initial_indent="  ", subsequent_indent=" " * (len(group) + 3)
-        )
-    lines += [
-        "",
-        "keys: `python -m sweeper --cfg job` prints them all with their values; sweeper/config.py has their meanings.",
-        "dry_run=true shows what would run. `python -m sweeper --hydra-help` lists Hydra's own flags.",
-    ]
-    return "\n".join(lines)
+        options = f"{group}={' | '.join(group_options(group, folders))}"
+        lines += _wrapped(options, "  ", len(group) + 3)
+    ending = (
+        "keys: `thawline --cfg job` prints them all with their values; sweeper/config.py has their meanings. "
+        "dry_run=true shows what would run. `thawline --hydra-help` lists Hydra's own flags."
+    )
+    return "\n".join([*lines, "", *_wrapped(ending)])
+
+
+def _described(commands: Mapping[str, str]) -> list[str]:
+    return [line for name, text in commands.items() for line in _wrapped(text, f"  {name:9}", 11)]
+
+
+def _wrapped(text: str, first: str = "", indent: int = 0) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 110)
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def _names(entries: list[Any]) -> str:
@@ -238,7 +268,13 @@ def _check(variants: list[list[str]], extra_dir: str | None) -> None:
         raise ConfigError(list(dict.fromkeys(problems)), hint)
 
 
-def _fail(error: ThawlineError) -> None:
+def _crash() -> NoReturn:
+    """A mistake of the program, or a library's error, which may quote a URL."""
+    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+    sys.exit(1)
+
+
+def _fail(error: ThawlineError) -> NoReturn:
     print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"  {error.hint}", file=sys.stderr)

@@ -100,6 +100,7 @@ def test_every_target_is_phony(repository: Path) -> None:
         (["compare", "STRATEGY=frozen,lora", "DRY_RUN=1"], "compare strategy=frozen,lora dry_run=true"),
         (["report"], "report"),
         (["report", "COMPARISON=minilm-review_lines-1a2b"], "report report.comparison=minilm-review_lines-1a2b"),
+        (["ui", "PORT=5055"], "ui --port 5055"),
     ],
 )
 def test_variables_become_overrides_and_args_come_last(built: Path, arguments: list[str], expected: str) -> None:
@@ -115,25 +116,6 @@ def test_quotes_in_args_survive_the_shell(built: Path) -> None:
     assert result.returncode == 0, result.stderr
     received = (built / "arguments.txt").read_text().splitlines()
     assert received == ["-m", "sweeper", "sweep", "strategy=lora", "model.name=a b", "c=[1,2]"]
-
-
-def test_ui_without_a_database_says_what_to_run_first(built: Path) -> None:
-    result = run_make(built, "ui")
-    assert result.returncode != 0
-    assert "outputs/mlflow.db" in result.stderr and "make sweep" in result.stderr
-    assert not (built / "arguments.txt").exists()
-
-
-def test_ui_listens_on_this_machine_only(built: Path) -> None:
-    (built / "outputs").mkdir()
-    (built / "outputs/mlflow.db").touch()
-    result = run_make(built, "ui", "PORT=5055")
-    assert result.returncode == 0, result.stderr
-    assert "http://127.0.0.1:5055" in result.stdout
-    received = (built / "arguments.txt").read_text().split()
-    assert received[received.index("--host") + 1] == "127.0.0.1"
-    assert received[received.index("--port") + 1] == "5055"
-    assert received[received.index("--backend-store-uri") + 1] == "sqlite:///outputs/mlflow.db"
 
 
 def test_an_unsupported_python_is_one_clear_line(checkout: Path) -> None:
