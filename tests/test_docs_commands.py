@@ -6,7 +6,9 @@ a new one is tested without a word here, unless it cannot run, which :data:`NOT_
 
 from __future__ import annotations
 
+import argparse
 import functools
+import importlib
 import importlib.util
 import re
 import shlex
@@ -25,7 +27,9 @@ from sweeper.__main__ import ALL, COMPARED
 from sweeper.config import check, config_dir, register
 from sweeper.overrides import compared, for_strategies, group_options, variant
 from sweeper.search_space import parse_strategy
+from sweeper.tools import TOOLS
 from tests.cli import run
+from tests.sweeper.tools.test_tools import thawline
 from tests.test_make import clean_environment, write_script
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,7 +38,8 @@ GUIDES = ["README.md", *sorted(path.relative_to(REPOSITORY).as_posix() for path 
 #: Why a command that begins so is composed, expanded or parsed, and not run.
 NOT_RUN = {
     r"make test\b": "the tests themselves",
-    r"make ui\b": "a server that stays; tests/test_make.py starts one",
+    r"make setup\b": "builds an environment, for minutes; tests/test_make.py looks at what it would do",
+    r"(make|thawline) ui\b": "a server that stays; tests/sweeper/tools starts it",
     r"make bench\b": "takes minutes; tests/benchmarks runs a tiny one",
     r"python -m benchmarks\.": "likewise",
     r"make sweep .*engine=ray": "a cluster, or GPUs; tests/sweeper/engine/test_ray.py starts clusters",
@@ -90,12 +95,20 @@ named = pytest.mark.parametrize("command", COMMANDS, ids=[f"{each.where} {each.t
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the command line: its command, Hydra's flags, the overrides, and what they are composed to."""
+    """A call of a command of Hydra: its name, Hydra's flags, the overrides, and what they are composed to."""
 
     command: str
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
     config: Any = None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a command that takes flags."""
+
+    name: str
+    flags: tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +144,7 @@ def expanded(words: list[str], built: Path) -> list[list[str]]:
     return [shlex.split(line) for line in lines if not line.lstrip().startswith("echo ")]
 
 
-def call_of(words: list[str]) -> Call | None:
+def call_of(words: list[str]) -> Call | ToolCall | None:
     """The call of ours in a command line, by whatever name or launcher."""
     if words[0] == "thawline":
         arguments = words[1:]
@@ -139,6 +152,8 @@ def call_of(words: list[str]) -> Call | None:
         arguments = words[words.index("sweeper") + 1 :]
     else:
         return None
+    if arguments and arguments[0] in TOOLS:
+        return ToolCall(arguments[0], tuple(arguments[1:]))
     command = arguments.pop(0) if arguments and "=" not in arguments[0] and arguments[0][0] != "-" else "sweep"
     flags = [word for word in arguments if word.startswith("-")]
     if "--config-dir" in flags:
@@ -186,8 +201,13 @@ def test_a_command_is_what_the_program_accepts(
 ) -> None:
     monkeypatch.chdir(scratch)
     for words in expanded(shlex.split(re.sub(r"<[\w ]+>", "name", command.text)), built):
-        if call := call_of(words):
+        if isinstance(call := call_of(words), Call):
             composed(call)
+        elif isinstance(call, ToolCall):
+            parser = argparse.ArgumentParser(exit_on_error=False)
+            importlib.import_module(f"sweeper.tools.{call.name}").add_arguments(parser)
+            _, unknown = parser.parse_known_args(call.flags)
+            assert not unknown, f"thawline {call.name} has no {unknown}"
         elif (module := next((word for word in words if word.startswith("benchmarks")), None)) is not None:
             spec = importlib.util.find_spec(module if "." in module else f"{module}.__main__")
             assert spec is not None and spec.origin is not None, f"no module {module}"
@@ -310,6 +330,16 @@ def test_a_command_runs(
     for words in expanded(shlex.split(text), built):
         call = call_of(words)
         assert call is not None, "say in NOT_RUN why it is not run, or how it is run here"
+        if isinstance(call, ToolCall):
+            folder = request.getfixturevalue("reported")
+            link = scratch / "outputs"
+            link.symlink_to(folder)
+            try:
+                done = thawline(call.name, *call.flags, cwd=scratch)
+            finally:
+                link.unlink()
+            assert done.returncode == 0, done.stdout + done.stderr
+            continue
         call = composed(call)
         if call.command == "report":
             run(request.getfixturevalue("reported"), "report", *call.overrides, cwd=scratch)
