@@ -6,6 +6,7 @@ Design choices: the same records give the same bytes (no clock, nothing drawn); 
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,11 @@ class Report:
     warnings: tuple[str, ...] = ()
     chosen: tuple[str, str] | None = None
     cards: Mapping[str, str] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """The whole page, for notebooks: in a frame, so that its style and the notebook's keep apart."""
+        page = html.escape(self.path.with_suffix(".html").read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 1px solid #ccc"></iframe>'
 
 
 def build_report(

@@ -27,10 +27,10 @@ from sweeper.winners import model_folder, note_chosen
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["report", "run"]
+__all__ = ["report", "run", "tracking_uri"]
 
 
-def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = False) -> None:
+def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = False) -> list[reports.Report]:
     """Run a study for each configuration and write one report over them.
 
     With ``dataset.train_sizes``, a comparison and its report for each size, and one over all sizes; every comparison is
@@ -40,6 +40,9 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         configs: composed configurations that differ in their strategy only.
         command: the command line that reproduces them.
         skip_inapplicable: leave out strategies that do not fit the model.
+
+    Returns:
+        The reports that were written, the one over train sizes last.
 
     Raises:
         ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, or of an upload to the
@@ -57,11 +60,11 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     comparisons = prepare_comparisons(groups, command, console, skip_inapplicable=skip_inapplicable)
     if config.dry_run:
         print_dry_run(comparisons, console)
-        return
+        return []
     failures: list[ThawlineError] = []
     reported = []
     for prepared in comparisons:
-        outcome = run_comparison(prepared, _tracking_uri(config), console)
+        outcome = run_comparison(prepared, tracking_uri(config), console)
         failures += outcome.failures
         if outcome.studies == 0:
             console.print("Nothing is trained: name another strategy beside it to compare.", highlight=False)
@@ -82,9 +85,11 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
                     _say(f"Warning: {error}", console)
                 failures.append(error)
     if sizes and reported:
-        _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
+        reported.append(_build_size_report(config, comparisons[0].curve))
+        _print_size_report(reported[-1], config, console)
     for failure in failures:
         raise failure
+    return reported
 
 
 def _needs_workers(config: Config) -> bool:
@@ -110,7 +115,7 @@ def report(config: Config) -> None:
         _print_summary(_build_summary(config, names), config, Console())
         return
     name = names[0] if names else None
-    if name is not None and reports.is_curve(_tracking_uri(config), name):
+    if name is not None and reports.is_curve(tracking_uri(config), name):
         _print_size_report(_build_size_report(config, name), config, Console())
         return
     built = _build_report(config, name)
@@ -123,7 +128,7 @@ def _send_waiting(config: Config, console: Console) -> None:
     from sweeper.tracking import send_waiting
 
     send_waiting(
-        _tracking_uri(config),
+        tracking_uri(config),
         config.tracking.experiment,
         Path(config.output_dir),
         note=lambda text: _say(text, console),
@@ -140,16 +145,16 @@ def _names(comparison: Any) -> list[str]:
 
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
     return reports.build_report(
-        _tracking_uri(config), comparison=comparison, repository=config.hub.push, **_reporting(config)
+        tracking_uri(config), comparison=comparison, repository=config.hub.push, **_reporting(config)
     )
 
 
 def _build_size_report(config: Config, curve: str) -> reports.Report:
-    return reports.build_size_report(_tracking_uri(config), curve=curve, **_reporting(config))
+    return reports.build_size_report(tracking_uri(config), curve=curve, **_reporting(config))
 
 
 def _build_summary(config: Config, names: Sequence[str]) -> reports.Report:
-    return reports.build_summary(_tracking_uri(config), comparisons=names, **_reporting(config))
+    return reports.build_summary(tracking_uri(config), comparisons=names, **_reporting(config))
 
 
 def _reporting(config: Config) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def _print_files(report: reports.Report, config: Config, console: Console) -> No
         _say(f"{'':<10} beside it: {', '.join(others)}", console)
     _say(f"MLflow UI: {_ui_command(config)}", console)
     try:
-        log_report(_tracking_uri(config), report.run_id, report.files)
+        log_report(tracking_uri(config), report.run_id, report.files)
     except StudyError as error:
         _say(f"Warning: {error}", console)
 
@@ -238,7 +243,7 @@ def _note_chosen(report: reports.Report, config: Config, console: Console, study
     from sweeper.registry import ALIAS, register  # takes a second
 
     try:
-        number = register(_tracking_uri(config), folder, report.comparison, run_id)
+        number = register(tracking_uri(config), folder, report.comparison, run_id)
     except StudyError as error:
         _say(f"Warning: {error}", console)
     else:
@@ -330,5 +335,6 @@ def _ui_command(config: Config) -> str:
     return f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
-def _tracking_uri(config: Config) -> str:
+def tracking_uri(config: Config) -> str:
+    """MLflow's address: the one that is asked for, or the database in ``output_dir``."""
     return config.tracking.uri or f"sqlite:///{Path(config.output_dir) / 'mlflow.db'}"

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweeper.config import Config, check
 from sweeper.errors import ConfigError, near_matches
 
-__all__ = ["check_overrides", "compared", "config_folders", "for_strategies", "group_options", "variant"]
+__all__ = ["check_overrides", "compared", "composed", "config_folders", "for_strategies", "group_options", "variant"]
 
 
 def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[str]:
@@ -51,6 +51,19 @@ def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str |
             return [_error([*search_path, *overrides])]
         good = [*search_path, *(item for item in overrides if item not in bad)]
         return problems if _error(good) else problems + check(cast(Config, compose("config", overrides=good)))
+
+
+def composed(variants: Sequence[Sequence[str]], config_dir: Path, extra_dir: str | None = None) -> list[Config]:
+    """A configuration for each of the lists of overrides, which are right (:func:`check_overrides`).
+
+    Args:
+        variants: the overrides of each.
+        config_dir: the folder ``conf/``.
+        extra_dir: the user's own folder of YAML files.
+    """
+    search_path = _search_path(extra_dir)
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        return [cast(Config, compose("config", overrides=[*search_path, *overrides])) for overrides in variants]
 
 
 def compared(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[Any] | None:
