@@ -206,8 +206,8 @@ def _onnx_run(file: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as many as PyTorch has
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})[0]
+    loaded = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda batch: loaded.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})[0]
 
 
 def _random(predictor: Predictor, batch: int, tokens: int, generator: torch.Generator) -> Batch:

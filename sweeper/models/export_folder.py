@@ -188,8 +188,8 @@ _PIXELS = """
 batch = {{"pixel_values": np.zeros({shape}, np.float32)}}
 """
 _ONNX = """
-session = onnxruntime.InferenceSession("{file}")
-logits = session.run(["logits"], batch)[0]
+model = onnxruntime.InferenceSession("{file}")
+logits = model.run(["logits"], batch)[0]
 """
 _TORCH = """
 program = torch.export.load("{file}").module()
