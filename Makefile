@@ -44,7 +44,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup sweep compare report ui doctor test bench examples lint clean
+.PHONY: help setup sweep compare report ui doctor test bench examples docs lint clean
 
 help: ## print this text
 	@echo 'Thawline: how much of a pretrained model to train, on your data.'
@@ -104,12 +104,17 @@ bench: $(STAMP) ## time a sweep against plain scripts: make bench, or make bench
 examples: $(STAMP) ## run the sweeps of docs/reports/ and replace their reports: make examples ARGS=text
 	@$(RUN) -m benchmarks.examples $(ARGS)
 
+docs: $(STAMP) ## build the documentation into site/; fails on a broken link
+	@$(RUN) docs/generate.py
+	@$(RUN) -m zensical build --clean --strict
+	@echo 'Open site/index.html; with search: $(RUN) -m http.server --bind 127.0.0.1 --directory site 8000'
+
 lint: $(STAMP) ## check style, format and types; changes nothing
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
 clean: ## remove caches and build products; never outputs/ or .venv
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './outputs/*' -prune -exec rm -rf {} +
 	@echo 'Removed caches and build products; outputs/ and .venv are untouched.'

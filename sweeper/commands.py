@@ -17,7 +17,8 @@ from rich.table import Table
 import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
-from sweeper.errors import StudyError
+from sweeper.errors import StudyError, ThawlineError
+from sweeper.files import written
 from sweeper.forking import worker_context
 from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
@@ -41,8 +42,8 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         skip_inapplicable: leave out strategies that do not fit the model.
 
     Raises:
-        ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, once the report of
-            the others is written.
+        ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, or of an upload to the
+            hub, once the report of the others is written.
     """
     if configs[0].engine.name == "processes" and not configs[0].dry_run and any(map(_needs_workers, configs)):
         worker_context()  # the workers' imports, beside ours
@@ -57,7 +58,7 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     if config.dry_run:
         print_dry_run(comparisons, console)
         return
-    failures: list[StudyError] = []
+    failures: list[ThawlineError] = []
     reported = []
     for prepared in comparisons:
         outcome = run_comparison(prepared, _tracking_uri(config), console)
@@ -74,7 +75,12 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
                 continue
             reported.append(_build_report(config, outcome.comparison))
             _print_report(reported[-1], config, console)
-            _hand_over(reported[-1], config, console)
+            try:
+                _hand_over(reported[-1], config, console)
+            except ThawlineError as error:
+                if failures:  # only the first one ends the command
+                    _say(f"Warning: {error}", console)
+                failures.append(error)
     if sizes and reported:
         _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
     for failure in failures:
@@ -133,7 +139,9 @@ def _names(comparison: Any) -> list[str]:
 
 
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
-    return reports.build_report(_tracking_uri(config), comparison=comparison, **_reporting(config))
+    return reports.build_report(
+        _tracking_uri(config), comparison=comparison, repository=config.hub.push, **_reporting(config)
+    )
 
 
 def _build_size_report(config: Config, curve: str) -> reports.Report:
@@ -204,10 +212,22 @@ def _print_files(report: reports.Report, config: Config, console: Console) -> No
 
 
 def _hand_over(report: reports.Report, config: Config, console: Console) -> None:
+    """Put its card beside each model; note where the chosen one lies, add it to MLflow's registry, and upload it.
+
+    Raises:
+        ThawlineError: it cannot be uploaded, which ``hub.push`` asks for, or nothing was chosen.
+    """
+    for folder in Path(config.output_dir, "models").glob("*/"):  # no path is made of a name in records
+        if folder.name in report.cards:
+            written(folder / "README.md", report.cards[folder.name])
+    if report.chosen is not None:
+        _note_chosen(report, config, console, *report.chosen)
+    if config.hub.push is not None:
+        _push(report, config, console)
+
+
+def _note_chosen(report: reports.Report, config: Config, console: Console, study: str, run_id: str) -> None:
     """Say where the chosen model lies, note it for the commands that use one, and add it to MLflow's registry."""
-    if report.chosen is None:
-        return
-    study, run_id = report.chosen
     folder = model_folder(Path(config.output_dir), study)
     if not folder.is_dir():  # runs that were made elsewhere
         return
@@ -223,6 +243,22 @@ def _hand_over(report: reports.Report, config: Config, console: Console) -> None
         _say(f"Warning: {error}", console)
     else:
         _say(f"{'':<10} models:/{report.comparison}@{ALIAS} in MLflow's registry, version {number}", console)
+
+
+def _push(report: reports.Report, config: Config, console: Console) -> None:
+    """Upload the chosen model with its card."""
+    from sweeper.hub import push_model
+
+    repository, private = str(config.hub.push), config.hub.private
+    if report.chosen is None:
+        raise ThawlineError(
+            f"hub.push={repository}: nothing was chosen, so nothing is uploaded",
+            "The report says why; change report.*.",
+        )
+    folder = model_folder(Path(config.output_dir), report.chosen[0])
+    _say(f"Uploading: {folder}", console)
+    url = push_model(folder, repository, private=private, comparison=report.comparison)
+    _say(f"Hub:       {url}{' (private)' if private else ''}", console)
 
 
 def _say(text: str, console: Console) -> None:

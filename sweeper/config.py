@@ -54,12 +54,12 @@ class ModelConfig:
     """The pretrained model, its pooling and its head."""
 
     name: str = MISSING  # shown in names of studies; with source hub or timm, the name there
-    source: str = MISSING  # asset = embedded, hub, timm, or local
+    source: str = MISSING  # where the weights come from; asset = embedded, local = the folder of model.path
     modality: str = "text"  # what it takes; the dataset must hold the same
     path: str | None = None  # folder with a transformers checkpoint, for source local
     revision: str | None = None  # commit or tag, for sources hub and timm
-    head: str = "linear"  # linear | mlp | native
-    pooling: str = "mean"  # mean | first | max | native
+    head: str = "linear"  # linear | mlp | native: the classifier on top; native = the architecture's own
+    pooling: str = "mean"  # mean | first | max | native: of tokens or patches to one vector; native = the model's own
 
 
 @dataclass
@@ -67,8 +67,8 @@ class DatasetConfig:
     """The labelled data and how much of it is used."""
 
     name: str | None = MISSING  # an embedded dataset's, or the hub's; of own files null = the file's or folder's name
-    source: str = "embedded"  # embedded | csv | image_folder | image_csv | hub
-    modality: str = "text"  # what its items are: text | image
+    source: str = "embedded"  # embedded | csv | image_folder | image_csv | hub: where the data come from
+    modality: str = "text"  # text | image: what its items are
     path: str | None = None  # own data: a file (CSV, JSON lines, parquet) or, of image_folder, a folder
     validation_path: str | None = None  # own data: validation rows; null = carved from train
     test_path: str | None = None  # own data: test rows; null = carved from all
@@ -91,7 +91,7 @@ class DatasetConfig:
     seed: int = 42  # of the stratified sub-samples
     max_length: int = 128  # tokens; longer texts are cut
     image_size: int | None = None  # pixels of both sides; null = the model's own
-    augmentation: str = "none"  # of train images: none | light | strong (sweeper/data/images.py)
+    augmentation: str = "none"  # none | light | strong: of train images (sweeper/data/images.py)
     label_descriptions: dict[str, str] | None = None  # label -> a sentence for zero_shot; null = the labels' names
 
 
@@ -100,13 +100,13 @@ class StudyConfig:
     """The Optuna study."""
 
     name: str | None = None  # null = model-dataset-strategy-<hash of what is measured>
-    resume: str = "auto"  # auto (continue it, or create it) | never (it must be new) | require (it must exist)
+    resume: str = "auto"  # auto = continue it, or create it; never = it must be new; require = it must exist
     n_trials: int = 5  # total of completed, pruned, diverged and failed trials
     timeout: float | None = None  # seconds; no trial starts later
     seed: int = 42  # of sampling, initialisation and data order
-    sampler: str = "tpe"  # tpe | random | gp
-    pruner: str = "median"  # none | median | hyperband | successive_halving
-    metric: str = "validation_accuracy"  # validation_accuracy | validation_macro_f1 | validation_loss
+    sampler: str = "tpe"  # tpe | random | gp: how configurations are drawn; gp = a Gaussian process
+    pruner: str = "median"  # none | median | hyperband | successive_halving: what ends a poor trial early
+    metric: str = "validation_accuracy"  # validation_accuracy | validation_macro_f1 | validation_loss: of trials
     direction: str | None = None  # null = the metric's own
     # an Optuna storage URL, sqlite:///... or postgresql://...; null = sqlite in output_dir
     storage: str | None = None
@@ -123,7 +123,7 @@ class TrainerConfig:
     weight_decay: float = 0.01  # AdamW, not on biases and norms
     warmup_ratio: float = 0.1  # part of all steps
     max_grad_norm: float = 1.0  # clipping
-    precision: str = "auto"  # auto (bf16 or fp32, whichever a step of the model is faster in here) | fp32 | bf16 | fp16
+    precision: str = "auto"  # of training; auto = bf16 or fp32, whichever a step of the model is faster in here
     gradient_accumulation_steps: int = 1  # batches per optimiser step
     length_grouping: bool = True  # batches of texts of similar length
     class_weights: str = "none"  # none | balanced: each class weighs alike in the loss, however rare
@@ -197,7 +197,7 @@ class ReferenceConfig:
 class EngineConfig:
     """Where runs are trained."""
 
-    # inline = one after another, in this process | processes = side by side, on this machine | ray = on a cluster
+    # inline = one after another, in this process; processes = side by side, on this machine; ray = on a cluster
     name: str = "inline"
     workers: int | None = None  # runs at a time; null = one for each GPU, or each core up to 4 (ray: of each machine)
     address: str | None = None  # of ray: host:port, or auto = the cluster this machine is in; null = this machine alone
@@ -229,6 +229,14 @@ class ReportConfig:
 
 
 @dataclass
+class HubConfig:
+    """The Hugging Face hub."""
+
+    push: str | None = None  # user/name: the chosen strategy's model is uploaded there with its card; null = nothing is
+    private: bool = True  # seen by its owner alone; false = by everybody, see docs/sharing.md
+
+
+@dataclass
 class Config:
     """The whole configuration."""
 
@@ -246,12 +254,13 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
     # what `compare` runs where no strategy= is given: names, or {strategy: name, label: ..., key: value} of variants,
     # whose keys are those of strategy.*; null = frozen, lora, partial, full
     compare: list[Any] | None = None
     output_dir: str = "outputs"  # databases, artifacts, reports, winners; one process at a time owns it
     dry_run: bool = False  # print what would run, and how long, and stop
-    verbosity: str = "normal"  # quiet (warnings and the result) | normal | verbose (every epoch)
+    verbosity: str = "normal"  # quiet = warnings and the result; verbose = every epoch
 
 
 def register() -> None:
@@ -307,6 +316,9 @@ def check(config: Config) -> list[str]:
         problems.append(f"dataset.train_sizes={sizes}: must be different numbers from 2, the smallest first, or null")
     if sizes and config.study.name:
         problems.append(f"study.name={config.study.name} names one study, not one for each of dataset.train_sizes")
+    if config.hub.push is not None and (sizes or config.final.seeds == 0):
+        what = "dataset.train_sizes has a winner at each size" if sizes else "final.seeds=0 has none"
+        problems.append(f"hub.push={config.hub.push} uploads one model, and {what}: leave one of them out")
     if config.model.source == "local" and not config.model.path:
         problems.append("model.path is not given: model=local needs model.path=<folder with a checkpoint>")
     own = config.dataset.source in ("csv", "image_folder", "image_csv")

@@ -1,6 +1,6 @@
 """The guides name what exists: files, functions, `make` targets, keys; and the text speaks of the project alone.
 
-Nothing of the project is imported: sources are read as syntax trees, so that these tests take no time.
+Nothing of the project is imported here: sources are read as syntax trees, so that most of these tests take no time.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -186,6 +188,42 @@ def test_links_lead_somewhere(guide: str) -> None:
         elif anchor and destination.suffix == ".md" and anchor not in anchors(destination.read_text(encoding="utf-8")):
             problems.append(f"{target}: no such heading")
     assert not problems, f"{guide} has dead links:\n" + "\n".join(problems)
+
+
+def test_pages_of_the_site_link_to_each_other_alone() -> None:
+    """What lies outside of ``docs/`` is not on the site: such files are named, not linked."""
+    outside = {
+        f"{guide}: {target}"
+        for guide in GUIDES
+        if guide.startswith("docs/")
+        for target in links(read(guide))
+        if not (REPOSITORY / guide).parent.joinpath(target).resolve().is_relative_to(REPOSITORY / "docs")
+    }
+    assert not outside
+
+
+def test_the_site_builds_whole_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    """Strict: a broken link or anchor ends the build. Links are checked above as GitHub shows them, here as built."""
+    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "zensical.toml", tmp_path)
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    built = {page.relative_to(tmp_path / "site").with_suffix(".md").as_posix() for page in pages}
+    in_navigation = set(re.findall(r'"([\w/]+\.md)"', read("zensical.toml")))
+    sources = {name.removeprefix("docs/") for name in GUIDES if name.startswith("docs/")}
+    assert sources == in_navigation == built - {"404.md"}
+    loaded = r'<(?:script|img|iframe)[^>]*\ssrc="?(?:https?:)?//|<link[^>]*rel="?(?:stylesheet|preconnect)[^>]*//'
+    assert not [page.name for page in pages if re.search(loaded, page.read_text(encoding="utf-8"))]
+
+
+def test_the_reference_of_keys_is_what_its_generator_writes() -> None:
+    command = [sys.executable, "-c", "import generate; print(generate.page(), end='')"]
+    folder = REPOSITORY / "docs"
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == read("docs/configuration.md"), "run `make docs` and commit docs/configuration.md"
 
 
 def test_the_map_names_every_module_and_folder() -> None:

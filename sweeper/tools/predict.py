@@ -243,8 +243,8 @@ def _csv(file: TextIO) -> Callable[[list[dict[str, Any]]], None]:
 def _jsonl(file: TextIO) -> Callable[[list[dict[str, Any]]], None]:
     def write(rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            file.write(json.dumps({name: None if value == "" else value for name, value in row.items()}, default=str))
-            file.write("\n")
+            values = {name: None if value == "" else value for name, value in row.items()}
+            file.write(f"{json.dumps(values, default=str, ensure_ascii=False)}\n")
         file.flush()
 
     return write
