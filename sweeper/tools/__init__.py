@@ -21,6 +21,7 @@ TOOLS = {
     "init": "look at your own data and write a commented experiment for them",
     "predict": "labels and calibrated scores of texts or images, by the chosen model or another",
     "serve": "answer requests for predictions by MLflow's scoring server, on this machine only",
+    "export": "write a saved model as ONNX or for torch.export, verified and timed against PyTorch",
     "ui": "browse the runs in the MLflow UI, or the studies in Optuna's dashboard, on this machine only",
 }
 
