@@ -24,8 +24,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sweeper.__main__ import ALL, COMPARED
 from sweeper.config import check, config_dir, register, users_config_dir
+from sweeper.invocation import ALL, COMPARED
 from sweeper.overrides import compared, for_strategies, group_options, variant
 from sweeper.search_space import parse_strategy
 from sweeper.tools import TOOLS
