@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from huggingface_hub.utils import http_backoff
 
 from sweeper import hub as pushing
+from sweeper.errors import ThawlineError
 from tests.cli import TINY_SWEEP, give_database, runs
 from tests.hub import Client, Hub, serve
 
@@ -24,15 +27,6 @@ for model in ({name!r}, {folder!r}):
     classify = pipeline("text-classification", model=model, trust_remote_code={trust}, device="cpu")
     answers.append(classify(texts, truncation=True, max_length=32))
 print("READ", json.dumps(answers))
-"""
-PUSH = """
-from pathlib import Path
-from sweeper.errors import ThawlineError
-from sweeper.hub import push_model
-try:
-    print("PUSHED", push_model(Path({folder!r}), {name!r}, private={private}, comparison="tiny"))
-except ThawlineError as error:
-    print(error)
 """
 
 
@@ -74,6 +68,30 @@ def swept(
     return Swept(output, next(output.glob("models/*/config.json")).parent, refused, printed)
 
 
+@pytest.fixture
+def here(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """This process with that hub and a token that may write, as a client's is that was started so."""
+    values = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    for name, value in values.items():
+        monkeypatch.setattr(pushing.constants, name, value)
+    monkeypatch.setattr(pushing, "_OFFLINE", False)
+    monkeypatch.setitem(http_backoff.__kwdefaults__, "base_wait_time", 0.01)
+    monkeypatch.setenv("HF_TOKEN", "write")
+    return monkeypatch
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a sweep leaves it, as far as uploads go."""
+    folder = shutil.copytree(checkpoint("bert"), tmp_path_factory.mktemp("models") / "study")
+    (folder / "README.md").write_text("---\ntags: [thawline]\n---\n# A model\n")
+    return folder
+
+
+def push(folder: Path, name: str, *, private: bool = True) -> str:
+    return pushing.push_model(folder, name, private=private, comparison="tiny")
+
+
 def read_back(client: Client, folder: Path, name: str, *, trust: bool) -> None:
     printed = client.run("-c", READ.format(name=name, folder=str(folder), trust=trust), HF_TOKEN="write")
     uploaded, local = json.loads(next(line for line in printed.splitlines() if line.startswith("READ"))[5:])
@@ -81,9 +99,12 @@ def read_back(client: Client, folder: Path, name: str, *, trust: bool) -> None:
     assert {answer["label"] for answer in uploaded} <= {"fresh", "rotten"}
 
 
+@pytest.mark.slow
 def test_a_winner_is_uploaded_in_one_commit_and_reads_back(hub: Hub, client: Client, swept: Swept) -> None:
     comparison = next(swept.output.glob("reports/*")).name
-    assert hub.commits == [("team/winner", f"The winner of {comparison}")]
+    assert [commit for commit in hub.commits if commit[0] == "team/winner"] == [
+        ("team/winner", f"The winner of {comparison}")
+    ]
     assert f"Hub:       {hub.url}/team/winner (private)" in swept.printed
     assert hub.revisions("models", "team/winner")["main"].private
     uploaded = hub.uploads / "team/winner"
@@ -93,6 +114,7 @@ def test_a_winner_is_uploaded_in_one_commit_and_reads_back(hub: Hub, client: Cli
     read_back(client, swept.model, "team/winner", trust=True)
 
 
+@pytest.mark.slow
 def test_nothing_of_this_machine_is_uploaded(hub: Hub, swept: Swept) -> None:
     for path in (hub.uploads / "team/winner").rglob("*"):
         if path.suffix in (".json", ".md"):
@@ -100,6 +122,7 @@ def test_nothing_of_this_machine_is_uploaded(hub: Hub, swept: Swept) -> None:
             assert str(swept.output) not in text and "/checkpoints" not in text and str(Path.home()) not in text, path
 
 
+@pytest.mark.slow
 def test_a_refused_upload_ends_the_sweep_and_the_same_command_mends_it(swept: Swept) -> None:
     report, _, error = swept.refused.partition("error: ")
     assert "Report:" in report, "everything else is done and said before"
@@ -112,84 +135,96 @@ def test_a_refused_upload_ends_the_sweep_and_the_same_command_mends_it(swept: Sw
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
-        ("whoami", 401, "does not accept the token (Invalid"),
+        ("whoami", 401, "does not accept the token (stale)"),
         ("repos/create", 403, "the token may not write to repositories of team (no rights)"),
+        ("/lfs/", 413, "the model is too large for this account (too much)"),
         ("/commit/", 413, "the model is too large for this account (too much)"),
-        ("/preupload/", 404, "answers 404 (gone)"),
+        ("/preupload/", 503, "answers 503 (out of order)"),
     ],
 )
 def test_what_the_hub_refuses_is_said(
-    hub: Hub, client: Client, swept: Swept, path: str, status: int, words: str
+    hub: Hub, here: pytest.MonkeyPatch, model: Path, path: str, status: int, words: str
 ) -> None:
-    message = words.partition("(")[2].strip(")")
-    hub.refused = {path: (status, message)}
-    try:
-        printed = client.run(
-            "-c", PUSH.format(folder=str(swept.model), name="team/refused", private=True), HF_TOKEN="write"
-        )
-    finally:
-        hub.refused = {}
-    assert "hub.push=team/refused: " in printed and words in printed
-    assert "the same command uploads again and trains nothing" in printed and (swept.model / "config.json").exists()
+    here.setattr(hub, "refused", {path: (status, words.partition("(")[2].strip(")"))})
+    with pytest.raises(ThawlineError) as refused:
+        push(model, "team/refused")
+    assert refused.value.message.startswith("hub.push=team/refused: ") and words in refused.value.message
+    assert refused.value.hint == f"{model} is complete; the same command uploads again and trains nothing."
 
 
 @pytest.mark.parametrize("how", ["silent", "cut"])
-def test_a_lost_connection_loses_nothing(hub: Hub, client: Client, swept: Swept, how: str) -> None:
-    push = PUSH.format(folder=str(swept.model), name=f"user/{how}", private=True)
-    hub.silent, hub.cut = how == "silent", "^/lfs/[0-9a-f]" if how == "cut" else ""
-    stored = {path: path.read_bytes() for path in (hub.uploads / "lfs").glob("*")}
-    for path in stored:
+def test_a_lost_connection_loses_nothing(hub: Hub, here: pytest.MonkeyPatch, model: Path, how: str) -> None:
+    for path in (hub.uploads / "lfs").glob("*"):
         path.unlink()
-    try:
-        printed = client.run("-c", push, HF_TOKEN="write")
-    finally:
-        hub.silent, hub.cut = False, ""
-    assert f"the connection to {hub.url} was lost or not made (" in printed
-    assert f"PUSHED {hub.url}/user/{how}" in client.run("-c", push, HF_TOKEN="write")
+    with here.context() as lost:
+        lost.setattr(hub, how, True if how == "silent" else "^/lfs/[0-9a-f]")
+        with pytest.raises(ThawlineError, match=f"the connection to {hub.url} was lost or not made"):
+            push(model, f"user/{how}")
+    assert push(model, f"user/{how}") == f"{hub.url}/user/{how}"
+    stored = (hub.uploads / "user" / how / "model.safetensors").read_bytes()
+    assert stored == (model / "model.safetensors").read_bytes()
 
 
-def test_a_repository_holds_the_newest_model_alone(hub: Hub, client: Client, swept: Swept, tmp_path: Path) -> None:
+def test_a_repository_holds_the_newest_model_alone(hub: Hub, here: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     for name, text in {
-        "config.json": '{"model_type": "bert", "_name_or_path": "/home/me/secret/bert"}',
+        "config.json": '{"_name_or_path": "/home/me/secret/bert", "id2label": {"0": "/r/science"}}',
         "adapter/adapter_config.json": '{"base_model_name_or_path": "/home/me/secret/bert"}',
         "README.md": "# mine",
         "rows.csv": "text,label",
     }.items():
         (tmp_path / name).write_text(text)
-    push = PUSH.format(folder=str(tmp_path), name="user/again", private=False)
-    assert "PUSHED" in client.run("-c", push, HF_TOKEN="write")
+    push(tmp_path, "user/again", private=False)
     there = hub.uploads / "user/again"
     assert not (there / "rows.csv").exists() and not hub.revisions("models", "user/again")["main"].private
+    settings = json.loads((there / "config.json").read_text())
+    assert settings == {"_name_or_path": "bert", "id2label": {"0": "/r/science"}}
     assert json.loads((there / "adapter/adapter_config.json").read_text()) == {"base_model_name_or_path": "bert"}
-    assert "secret" not in (there / "config.json").read_text()
 
     (there / "notes.md").write_text("the owner's own")
     (tmp_path / "adapter/adapter_config.json").unlink()
-    client.run("-c", push, HF_TOKEN="write")
+    push(tmp_path, "user/again", private=False)
     assert not (there / "adapter/adapter_config.json").exists() and (there / "notes.md").exists()
-    public = client.run("-c", push.replace("private=False", "private=True"), HF_TOKEN="write")
-    assert "it exists and is public" in public and "hub.private=false publishes the model" in public
+    assert [name for name, _ in hub.commits].count("user/again") == 2
+    with pytest.raises(ThawlineError, match="it exists and is public"):
+        push(tmp_path, "user/again")
+    assert "hub.private=false publishes the model" in pushing.push_problems("user/again", private=True)[0]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "words"),
+    ("name", "token", "words"),
     [
-        (["hub.push=user/x"], {}, "there is no token; set HF_TOKEN to one that may write (http://127.0.0.1"),
-        (["hub.push=user/x"], {"HF_TOKEN": "stale"}, "does not know the token"),
-        (["hub.push=user/x"], {"HF_TOKEN": "read"}, "the token may read only"),
-        (["hub.push=other/x"], {"HF_TOKEN": "write"}, "other is not yours; the token is for user, team, others"),
-        (["hub.push=x"], {"HF_TOKEN": "write"}, "hub.push=x: must be user/name"),
-        (["hub.push=user/x", "final.seeds=0"], {"HF_TOKEN": "write"}, "final.seeds=0 has none"),
-        (["hub.push=user/x", "dataset.train_sizes=[20,40]"], {"HF_TOKEN": "write"}, "has a winner at each size"),
+        ("user/x", None, "there is no token; set HF_TOKEN to one that may write (http://127.0.0.1"),
+        ("user/x", "stale", "does not know the token"),
+        ("user/x", "read", "the token may read only"),
+        ("other/x", "write", "other is not yours; the token is for user, team, others"),
+        ("x", "write", "hub.push=x: must be user/name"),
+        ("user/x", "write", ""),
+    ],
+)
+def test_what_the_hub_would_refuse_is_known_before(
+    here: pytest.MonkeyPatch, tmp_path: Path, name: str, token: str | None, words: str
+) -> None:
+    here.setattr(pushing.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))  # nobody's login
+    here.setenv("HF_TOKEN", token) if token else here.delenv("HF_TOKEN")
+    problems = pushing.push_problems(name, private=True)
+    assert len(problems) == bool(words) and all(words in problem for problem in problems)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["hub.push=other/x", "strategy.dropout=2"], "other is not yours"),
+        (["hub.push=user/x", "final.seeds=0"], "final.seeds=0 has none"),
+        (["hub.push=user/x", "dataset.train_sizes=[20,40]"], "has a winner at each size"),
     ],
 )
 def test_what_cannot_be_pushed_is_a_mistake_before_the_first_trial(
-    client: Client, checkpoint: Callable[[str], Path], overrides: list[str], environment: dict[str, str], words: str
+    client: Client, checkpoint: Callable[[str], Path], overrides: list[str], words: str
 ) -> None:
-    printed = client.run(
-        "sweep", *SMALL, f"model.path={checkpoint('bert')}", "dry_run=true", *overrides, status=2, **environment
-    )
+    asked = (*SMALL, "strategy=lora", f"model.path={checkpoint('bert')}", "dry_run=true", *overrides)
+    printed = client.run("sweep", *asked, status=2, HF_TOKEN="write")
     assert words in printed and "Traceback" not in printed and "Loading" not in printed
 
 
@@ -220,13 +255,11 @@ def test_a_token_is_judged_by_what_it_may_do() -> None:
 
 
 def test_a_hub_that_does_not_answer_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hub: Hub, here: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pushing.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(pushing.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "write")
-    assert "HF_HUB_OFFLINE is set; unset it" in pushing.push_problems("user/x", private=True)[0]
-    monkeypatch.setattr(pushing, "_OFFLINE", False)
+    here.setattr(hub, "silent", True)
     with caplog.at_level("WARNING", "sweeper.hub"):
         assert pushing.push_problems("user/x", private=True) == []
-    assert "http://127.0.0.1:9 does not answer" in caplog.text
+    assert f"{hub.url} does not answer" in caplog.text
+    here.setattr(pushing, "_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set; unset it" in pushing.push_problems("user/x", private=True)[0]

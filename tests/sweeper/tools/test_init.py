@@ -79,13 +79,13 @@ def test_small_data_are_used_whole_and_large_ones_in_part(capsys: pytest.Capture
     main(["init", reviews("small.csv", 200), "--label-column", "stars"])
     sizes = ("train_size", "validation_size", "test_size")
     assert [written("small")["dataset"][size] for size in sizes] == [None, None, None]
-    main(["init", str(folder / reviews("large.csv", 9000, [*["good"] * 5, "bad"])), "--label-column", "stars"])
+    main(["init", str(folder / reviews("large.csv", 6150, [*["good"] * 5, "bad"])), "--label-column", "stars"])
     large = written("large")
     assert [large["dataset"][size] for size in sizes] == [1000, 500, 1000]
     assert large["study"]["metric"] == "validation_macro_f1", "bad is rare"
     assert written("small")["study"]["metric"] == "validation_accuracy"
     said = capsys.readouterr().out
-    assert "good (7,500), bad (1,500)" in said and "1,000 of 6,700 for train" in said
+    assert "good (5,125), bad (1,025)" in said and "1,000 of 4,420 for train" in said
     assert max(map(len, said.splitlines())) <= 80 + len(str(folder))
 
 
