@@ -59,6 +59,7 @@ class Report:
         summary: the answer, a short paragraph of markdown.
         files: all that was written: the markdown, the HTML page, the figures, and the files for programs.
         run_id: the MLflow run of the newest study, where the files are logged.
+        chosen: the chosen strategy's study and its MLflow run; ``None`` where nothing can be chosen.
         warnings: what the checks found, sentences of markdown, the most serious first.
     """
 
@@ -69,6 +70,7 @@ class Report:
     files: tuple[Path, ...] = ()
     run_id: str = ""
     warnings: tuple[str, ...] = ()
+    chosen: tuple[str, str] | None = None
 
 
 def build_report(
@@ -127,7 +129,17 @@ def build_report(
         figures=figures,
     )
     newest = str(loaded.studies["run_id"].iloc[-1])
-    return Report(pages[0], loaded.name, table, verdict.summary, (*pages, *exports), newest, tuple(warnings))
+    picked = loaded.studies[loaded.studies["label"] == verdict.chosen]
+    return Report(
+        path=pages[0],
+        comparison=loaded.name,
+        table=table,
+        summary=verdict.summary,
+        files=(*pages, *exports),
+        run_id=newest,
+        warnings=tuple(warnings),
+        chosen=None if picked.empty else (str(picked["study"].iloc[-1]), str(picked["run_id"].iloc[-1])),
+    )
 
 
 # --- what the template shows -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "BackboneStrategy",
@@ -172,6 +172,18 @@ class Strategy(ABC):
         Args:
             model: one that :meth:`prepare` works on, not prepared yet.
             layout: of the model.
+        """
+        return None
+
+    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, Tensor]] | None:
+        """What peft needs to put the same adapter and head on the pretrained model; ``None`` without such an adapter.
+
+        Args:
+            model: trained, and not merged yet.
+            layout: of the model.
+
+        Returns:
+            Peft's configuration, and the tensors by the names that ``PeftModel`` stores them under.
         """
         return None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from strategies.base import BackboneStrategy, Layout, NotApplicable
 from strategies.injection import (
@@ -16,6 +16,7 @@ from strategies.injection import (
     layer_sizes,
     merge_adapters,
     only_linear,
+    peft_adapter,
 )
 
 __all__ = ["Ia3"]
@@ -75,6 +76,10 @@ class Ia3(BackboneStrategy):
         """A scale for each output of keys and values, and for each input of the feed-forward layers."""
         outputs = sum(size for _, size in layer_sizes(model, self._outputs(model, layout)))
         return outputs + sum(size for size, _ in layer_sizes(model, self._inputs(model, layout)))
+
+    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, Tensor]] | None:
+        """See :meth:`Strategy.adapter`."""
+        return peft_adapter(model, layout)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Multiply each vector into its frozen layer and remove it; the outputs stay the same."""

@@ -6,6 +6,7 @@ boundary, counts and saving work as they do for every other strategy.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "layer_sizes",
     "merge_adapters",
     "only_linear",
+    "peft_adapter",
 ]
 
 #: Queries and values where the model has attention, else every layer that an adapter can wrap.
@@ -122,6 +124,22 @@ def inject(tuner: type[BaseTuner], config: Any, model: nn.Module, layout: Layout
         if isinstance(module, BaseTunerLayer):
             module.train(model.training)  # new modules are in training mode
     return model
+
+
+def peft_adapter(model: nn.Module, layout: Layout) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What was injected, and the head, as ``PeftModel`` stores an adapter: its configuration and its tensors.
+
+    The head goes with it as one of peft's ``modules_to_save``, so that adapters of one base bring their own.
+    """
+    from peft import get_peft_model_state_dict
+
+    injected: Any = model
+    config = copy.copy(injected.peft_config["default"])
+    config.modules_to_save = list(layout.head)
+    config.inference_mode = True
+    tensors = dict(get_peft_model_state_dict(model))
+    tensors |= {name: tensor for name, tensor in model.state_dict().items() if layout.is_head(name)}
+    return config, {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from strategies.base import BackboneStrategy, Layout
-from strategies.injection import AUTO, find_targets, inject, is_stored_transposed, layer_sizes, merge_adapters
+from strategies.injection import (
+    AUTO,
+    find_targets,
+    inject,
+    is_stored_transposed,
+    layer_sizes,
+    merge_adapters,
+    peft_adapter,
+)
 
 __all__ = ["Lora"]
 
@@ -56,6 +64,10 @@ class Lora(BackboneStrategy):
     def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
         """``rank * (inputs + outputs)``, summed over the target layers."""
         return sum(self.rank * sum(sizes) for sizes in layer_sizes(model, self._targets(model, layout)))
+
+    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, Tensor]] | None:
+        """See :meth:`Strategy.adapter`."""
+        return peft_adapter(model, layout)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Add each update to its frozen layer and remove the matrices; the outputs stay the same."""

@@ -49,6 +49,10 @@ class QLora(Lora):
         _quantise(model, layout, self.bits)
         return self._adapt(model, layout, names)
 
+    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, torch.Tensor]] | None:
+        """None: beside weights that are not quantised in the same way the matrices give other outputs."""
+        return None
+
     def merge(self, model: nn.Module) -> nn.Module:
         """Dequantise, add each update to its layer and remove the matrices; the outputs stay the same."""
         from peft.tuners.lora import LoraLayer

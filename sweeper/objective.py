@@ -19,7 +19,8 @@ from torch import nn
 
 from strategies import Stage, Strategy, count_parameters, enter_stage, trainable_names
 from sweeper import schema
-from sweeper.assets import cache_root
+from sweeper.assets import cache_root, published_as
+from sweeper.calibration import expected_calibration_error, fit_temperature
 from sweeper.data import Dataset, Split
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.data.images import ImageEncoder, unreadable
@@ -29,8 +30,11 @@ from sweeper.drift import head_inputs, linear_cka, mean_cosine
 from sweeper.faults import is_out_of_memory
 from sweeper.hashing import digest
 from sweeper.models.additions import WithAdditions, max_positions
+from sweeper.models.classifier import Classifier
+from sweeper.models.predictor import Manifest
 from sweeper.models.preprocessing import preprocessing_of
 from sweeper.models.pretrained import Pretrained, load_model
+from sweeper.models.saved import ADAPTER, save_adapter
 from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
 from sweeper.training.checkpoints import Checkpoints
@@ -68,6 +72,8 @@ class Run:
     fit: FitResult
     sizes: dict[str, float]
     micro_batch_size: int
+    learning_rate: float
+    seed: int
 
     def metrics(self) -> dict[str, float]:
         """The single metrics of the schema that trials and finals share."""
@@ -320,7 +326,7 @@ class Task:
             else:
                 # What a checkpoint kept of them is in the result already.
                 result.train_seconds += max(0.0, lost - result.resumed_seconds)
-                return Run(strategy, model, result, sizes, size)
+                return Run(strategy, model, result, sizes, size, learning_rate, seed)
             lost += time.perf_counter() - started
             self.micro_batch_sizes[strategy.name] = size // 2
             del model
@@ -436,12 +442,51 @@ class Task:
         )
 
     def save(self, run: Run, folder: Path) -> None:
-        """Save a trained model, merged where that is possible, with its tokenizer and label names."""
+        """Save a trained model: merged where that is possible, with its tokenizer or image processor and label names.
+
+        Beside it lie :class:`~sweeper.models.predictor.Manifest`, with the temperature that calibrates its scores on
+        the validation split, and in ``adapter/`` what peft needs to put the same adapter on the pretrained model.
+        """
+        logits, labels = self.predict(run, self.validation), self.dataset.validation.labels
+        temperature = fit_temperature(logits, labels)
+        adapter = None if self.backbone_trained else run.strategy.adapter(run.model, self.pretrained.layout)
         for parameter in run.model.parameters():
             # Merging changes weights, which are shared; files hold no channels-last memory.
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         model: Any = run.strategy.merge(run.model)
-        self.pretrained.save(model, folder, max_length=_room(model))
+        room = _room(model)
+        self.pretrained.save(model, folder, max_length=room)
+        base = self._base()
+        if adapter is not None:
+            save_adapter(folder / ADAPTER, *adapter, source=base["source"], revision=self.revision)
+        longest = self.encoder.max_length if isinstance(self.encoder, TextEncoder) else None
+        Manifest(
+            modality=self.dataset.modality,
+            pairs=isinstance(self.validation.inputs[0], tuple),
+            max_length=longest if room is None or longest is None else min(longest, room),
+            temperature=temperature,
+            calibration={
+                "items": len(labels),
+                "error_before": expected_calibration_error(logits, labels),
+                "error_after": expected_calibration_error(logits, labels, temperature),
+            },
+            strategy={"name": run.strategy.name, **asdict(run.strategy)},
+            base=base,
+            adapter=None if adapter is None else ADAPTER,
+            training={"learning_rate": run.learning_rate, "seed": run.seed, "best_epoch": run.fit.best.epoch},
+            versions={name: version(name) for name in ("thawline", "torch", "transformers", "peft", "timm")},
+        ).write(folder)
+
+    def _base(self) -> dict[str, Any]:
+        """What was trained, as a saved model tells it: by its name on the hub, where the same weights are there."""
+        config: Any = self.pretrained.model.config
+        own = isinstance(self.pretrained.model, Classifier)
+        return {
+            "source": published_as(self.source) or str(self.source),
+            "revision": self.revision,
+            "head": config.head if own else "native",
+            "pooling": config.pooling if own else "native",
+        }
 
     def _check_length(self, model: nn.Module) -> None:
         """Refuse virtual tokens beside which the longest text has no place.

@@ -13,7 +13,7 @@ from sweeper.data.request import DataRequest
 from sweeper.data.table_files import Table, cell_text
 from sweeper.errors import ConfigError, near_matches
 
-__all__ = ["IMAGE_SUFFIXES", "Columns", "find_columns"]
+__all__ = ["IMAGE_SUFFIXES", "Columns", "find_columns", "input_column"]
 
 #: Endings of files that are taken for images, in any case.
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -87,7 +87,7 @@ def find_columns(request: DataRequest, table: Table) -> Columns:
     free = [name for name in free if name != label]
     first = asked[f"{kind}_column"] or _usual(kind, free)
     if first is None:
-        candidates = _of_words(table, free) if kind == "text" else _of_images(table, free)
+        candidates = _holding(kind, table, free)
         if len(candidates) != 1:
             raise _unclear(kind, table, [*candidates, *free])
         (first,) = candidates
@@ -98,6 +98,39 @@ def find_columns(request: DataRequest, table: Table) -> Columns:
         group=asked["group_column"],
         split=asked["split_column"],
     )
+
+
+def input_column(table: Table, kind: str, name: str | None) -> str:
+    """The column of texts or images of a table without labels: the one that is named, or that clearly holds them.
+
+    Args:
+        table: what was read.
+        kind: ``text``, ``second_text`` (which has to be named) or ``image``.
+        name: what the user calls it.
+
+    Raises:
+        ConfigError: there is no such column, or it is not clear which one is meant.
+    """
+    names, flag = list(table.frame.columns), f"--{kind.replace('_', '-')}-column"
+    if name is not None:
+        if name in names:
+            return name
+        raise ConfigError(f"{flag} {name}: {table.name} has no such column; {near_matches(name, names)}")
+    free = [column for column in names if column != _usual("label", names)]
+    found = [usual] if kind in USUAL and (usual := _usual(kind, free)) else _holding(kind, table, free)
+    if len(found) != 1:
+        raise ConfigError(
+            f"{table.name}: which column holds the {kind.replace('_', ' ')}? Its columns are\n{_shown(table)}",
+            f"Name it with {flag}.",
+        )
+    return found[0]
+
+
+def _holding(kind: str, table: Table, names: Sequence[str]) -> list[str]:
+    """The columns that look like texts or images."""
+    if kind == "second_text":
+        return []
+    return _of_words(table, names) if kind == "text" else _of_images(table, names)
 
 
 def _usual(what: str, names: Sequence[str]) -> str | None:

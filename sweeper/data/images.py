@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import DataError
 from sweeper.files import reserved
 from sweeper.hashing import digest
-from sweeper.models.preprocessing import Preprocessing
+from sweeper.models.preprocessing import Preprocessing, upright
 
 __all__ = ["AUGMENTATIONS", "ImageEncoder", "StoredImage", "unreadable"]
 
@@ -52,14 +52,7 @@ class StoredImage:
         Raises:
             OSError: the file is missing or no image; further errors of PIL where one is damaged.
         """
-        image = ImageOps.exif_transpose(self._image())
-        if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # more than 8 bits, which PIL would clip
-            values = _eight_bits(np.asarray(image, dtype=np.float64), sixteen=image.mode.startswith("I;16"))
-            image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        return upright(self._image())
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -89,17 +82,6 @@ class StoredImage:
             return Image.fromarray(self.source)
         stored = self.source() if callable(self.source) else self.source
         return Image.open(stored if isinstance(stored, Path) else io.BytesIO(stored))
-
-
-def _eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
-    """Pixels of more than 8 bits, by the range that they are stored in.
-
-    Of images of 16 bits that is 0 to 65,535, as dark as one may be; of others what their values show.
-    """
-    top = values.max(initial=0)
-    if not sixteen and top <= 1 and (values != np.floor(values)).any():
-        return values * 255
-    return values / 257 if sixteen or top > 255 else values
 
 
 def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:

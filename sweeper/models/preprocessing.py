@@ -1,4 +1,7 @@
-"""What a model does to an image before it reads it, taken from the model's own image processor."""
+"""What a model does to an image before it reads it, taken from the model's own image processor.
+
+Like ``predictor.py``, which imports this file, it needs nothing of the project.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-__all__ = ["Preprocessing", "preprocessing_of", "with_image_size"]
+__all__ = ["Preprocessing", "preprocessing_of", "upright", "with_image_size"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,18 @@ class Preprocessing:
         """What the model reads: float32 in channels-last memory, of uint8 pixels (images, 3, height, width)."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels.to(torch.float32, memory_format=torch.channels_last) * self.scale - mean) / std
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded image as RGB, turned as its camera was held, transparent parts white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # more than 8 bits, which PIL would clip
+        values = _eight_bits(np.asarray(image, dtype=np.float64), sixteen=image.mode.startswith("I;16"))
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:
@@ -71,6 +87,17 @@ def preprocessing_of(processor: Any) -> Preprocessing:
         float(processor.rescale_factor) if getattr(processor, "do_rescale", True) else 1.0,
         description=processor.to_json_string(),
     )
+
+
+def _eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
+    """Pixels of more than 8 bits, by the range that they are stored in.
+
+    Of images of 16 bits that is 0 to 65,535, as dark as one may be; of others what their values show.
+    """
+    top = values.max(initial=0)
+    if not sixteen and top <= 1 and (values != np.floor(values)).any():
+        return values * 255
+    return values / 257 if sixteen or top > 255 else values
 
 
 def with_image_size(processor: Any, size: int) -> Any:

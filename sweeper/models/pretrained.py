@@ -96,7 +96,9 @@ class Pretrained:
             folder: where to.
             max_length: tokens at which the saved tokenizer cuts texts, where the copy holds fewer than the model did.
         """
-        model.save_pretrained(folder)
+        # Under timm's own names timm reads them too, as transformers reads timm's.
+        timms: dict[str, Any] = {"state_dict": _named_by_timm(model)} if hasattr(model, "timm_model") else {}
+        model.save_pretrained(folder, **timms)
         processor = copy.deepcopy(self.processor)
         if max_length is not None:
             processor.model_max_length = min(processor.model_max_length, max_length)
@@ -152,7 +154,7 @@ def load_model(
             with torch.no_grad():  # a pooling or a padding that does not work shows here, not in the first trial
                 features = pooled(body, pooling, inputs).shape[1]
             settings = ClassifierConfig(
-                backbone=body.config.to_dict(),
+                backbone={key: value for key, value in body.config.to_dict().items() if key != "_name_or_path"},
                 head=head,
                 pooling=pooling,
                 features=features,
@@ -164,6 +166,8 @@ def load_model(
             model.config.pad_token_id = processor.pad_token_id  # a decoder's own classifier looks for it
         else:
             nn.Module.to(model, memory_format=torch.channels_last)  # in which convolutions are fast
+            if hasattr(model.config, "label_names"):
+                model.config.label_names = list(label_names)  # timm's; those of the checkpoint, else
         backbone, heads = _backbone_and_head(model)
         layout = find_layout(model.eval(), backbone, heads, inputs)
         _check_complete(layout, missing)
@@ -282,6 +286,10 @@ def _backbone_and_head(model: Any) -> tuple[str, tuple[str, ...]]:
     if backbone not in sizes:  # CLIP's prefix is the pair of towers, its classifier has one
         backbone = max(sizes, key=lambda name: sizes[name])
     return backbone, tuple(name for name, size in sizes.items() if name != backbone and size)
+
+
+def _named_by_timm(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("timm_model."): tensor for name, tensor in model.state_dict().items()}
 
 
 def _check_complete(layout: Layout, missing: set[str]) -> None:

@@ -17,6 +17,8 @@ __all__ = ["TOOLS", "main"]
 
 #: Name of the command, which is that of its module -> what it does, in a line.
 TOOLS = {
+    "predict": "labels and calibrated scores of texts or images, by the chosen model or another",
+    "serve": "answer requests for predictions by MLflow's scoring server, on this machine only",
     "ui": "browse the runs in the MLflow UI, on this machine only",
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sweeper.errors import ConfigError, StudyError
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HOST", "add_arguments", "check_port", "run"]
 
 HOST = "127.0.0.1"
 # MLflow's job runner serves features that are not used here, with several processes that die loudly on Ctrl-C.
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise StudyError(
             f"there is no {database} yet, so nothing to show", "Run one study first: `make sweep`, or `thawline sweep`."
         )
-    _check_port(arguments.port)
+    check_port(arguments.port)
     print(f"Starting the MLflow UI: http://{HOST}:{arguments.port} answers once Uvicorn runs; Ctrl-C stops it.")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"]
     command += ["--host", HOST, "--port", str(arguments.port), "--workers", "1"]
@@ -47,7 +47,12 @@ def run(arguments: argparse.Namespace) -> None:
     os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
+    """See that a server can listen there.
+
+    Raises:
+        ConfigError: the number is none of a port, or another program listens.
+    """
     hint = "Name a free one, such as --port 5050."
     if not 0 < port < 1 << 16:
         raise ConfigError(f"--port {port}: must be 1 to 65535", hint)
