@@ -47,7 +47,7 @@ NOT_RUN = {
     r"(accelerate launch|torchrun) ": "a launcher's processes; tests/sweeper/engine/test_distributed.py starts them",
     r"python -m sweeper sweep -m hydra/launcher=": "launchers; tests/sweeper/test_cli.py runs them",
     r"make .*reference\.prompting\.base_url": "an endpoint; tests/sweeper/test_prompting.py serves one",
-    r"export ": "nothing to run",
+    r"(export|source) ": "nothing to run",
 }
 #: What stands for something of the reader's.
 PLACEHOLDERS = {"/folder/with/a/checkpoint": "minilm", "/folder/with/clip": "clip", "<name>": "comparison"}
