@@ -7,6 +7,10 @@ EXPERIMENT ?=
 TRIALS ?=
 DRY_RUN ?=
 COMPARISON ?=
+TEXT ?=
+INPUT ?=
+MODEL_PATH ?=
+FORMAT ?= onnx
 ARGS ?=
 PORT ?= 5000
 PYTHON ?= python3
@@ -18,7 +22,11 @@ PYTHON ?= python3
 #: TRIALS=20         trials of each study (study.n_trials)
 #: DRY_RUN=1         check and print the configuration, train nothing
 #: COMPARISON=...    for report: which comparison (default: the newest); a,b,c or all for one summary of several
-#: ARGS="..."        further key=value overrides, which come last and win; for test, options of pytest
+#: TEXT="..."        for predict: a text
+#: INPUT=...         for predict and export: a table or text file, an image, or a folder of images
+#: MODEL_PATH=...    for predict, serve and export: a saved model (default: what the newest report chose)
+#: FORMAT=onnx       for export: onnx or torch_export
+#: ARGS="..."        further key=value overrides, which come last and win; of predict, serve, export and test, flags
 #: PORT=5000         for ui: where it listens
 #: PYTHON=python3    for setup: the Python that .venv is made with, 3.11 to 3.13
 
@@ -39,12 +47,19 @@ $(foreach name,strategy model dataset experiment trials dry_run comparison args,
 # Another Python is looked for only where none was named.
 CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
 
+# Texts and paths reach the shell as they are, quotes and dollars too: through the environment.
+override TEXT := $(value TEXT)
+override INPUT := $(value INPUT)
+override MODEL_PATH := $(value MODEL_PATH)
+export TEXT INPUT MODEL_PATH
+flag_of = $(if $($(1)),$(2) "$$$(1)")
+
 export MLFLOW_DISABLE_TELEMETRY := true
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup sweep compare report ui test bench examples docs lint clean
+.PHONY: help setup sweep compare report predict serve export ui doctor test bench examples docs lint clean
 
 help: ## print this text
 	@echo 'Thawline: how much of a pretrained model to train, on your data.'
@@ -88,6 +103,20 @@ compare: $(STAMP) ## the same for several strategies, with one report: make comp
 
 report: $(STAMP) ## write a report again from what MLflow holds; trains nothing
 	$(RUN) -m sweeper report $(strip $(call override_of,COMPARISON,report.comparison) $(OVERRIDES))
+
+doctor: $(STAMP) ## check this machine and its environment; says how to mend what is wrong
+	@$(RUN) -m sweeper doctor
+
+predict: $(STAMP) ## labels and calibrated scores: make predict TEXT="a triumph", or INPUT=reviews.csv
+	@$(RUN) -m sweeper predict $(strip $(call flag_of,INPUT,--input) $(call flag_of,MODEL_PATH,--model) $(ARGS) \
+	    $(call flag_of,TEXT,--))
+
+serve: $(STAMP) ## answer requests for predictions on this machine: MLflow's scoring server, port 5001
+	@$(RUN) -m sweeper serve $(strip $(call flag_of,MODEL_PATH,--model) $(ARGS))
+
+export: $(STAMP) ## write a saved model as ONNX, verified and timed: make export FORMAT=onnx
+	@$(RUN) -m sweeper export $(strip --format $(FORMAT) $(call flag_of,INPUT,--input) \
+	    $(call flag_of,MODEL_PATH,--model) $(ARGS))
 
 ui: $(STAMP) ## browse the runs in the MLflow UI, on this machine only
 	@$(RUN) -m sweeper ui --port $(PORT)

@@ -100,7 +100,7 @@ FULL = (
     Case("frozen, 90 trials", ("frozen",), 90, 5, baseline_trials=4),
     Case("frozen, images, 30 trials", ("frozen",), 30, 5, 700, 300, "image", baseline_trials=2),
     Case("frozen, images, 90 trials", ("frozen",), 90, 5, 700, 300, "image", baseline_trials=2),
-    Case("frozen, 9,000 examples", ("frozen",), 30, 2, train=9000, baseline_trials=2),
+    Case("frozen, 8,900 examples", ("frozen",), 30, 2, train=8900, baseline_trials=2),
     Case("partial, last 2 of 6 blocks", ("partial",), 8, 3, baseline_trials=4),
     Case("LoRA r=8", ("lora",), 4, 3, baseline_trials=2),
     Case("full, text", ("full",), 4, 3, baseline_trials=2),

@@ -18,7 +18,7 @@ from sweeper.files import inside
 if TYPE_CHECKING:
     from reports.plots import Drawing
 
-__all__ = ["replace_file", "report_folder", "write_pages"]
+__all__ = ["filled", "replace_file", "report_folder", "write_pages"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -100,8 +100,7 @@ def write_pages(
     environment.filters["rebuild"] = lambda names, options=(): rebuild(
         *([names] if isinstance(names, str) else names), options=options
     )
-    text = environment.get_template(template).render(**context, figures=pictures)
-    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    text = _tidy(environment.get_template(template).render(**context, figures=pictures))
     css, script = ((_TEMPLATES / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))
     parts = page_parts(text, figures, strategies, css=css, script=script)
     page = _environment(autoescape=True).get_template("page.html.j2").render(parts)
@@ -113,6 +112,15 @@ def write_pages(
         if old.name not in figures:
             old.unlink(missing_ok=True)
     return (written[-2], written[-1], *written[:-2])
+
+
+def filled(template: str, context: Mapping[str, Any]) -> str:
+    """The markdown that a template makes of a context; see :func:`write_pages`."""
+    return _tidy(_environment().get_template(template).render(**context))
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -6,18 +6,21 @@ Design choices: the same records give the same bytes (no clock, nothing drawn); 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from reports import formats
-from reports.checks import class_name, evidence_of, find_warnings
+from reports.checks import evidence_of, find_warnings
+from reports.classes import MOST_LABELS, class_counts_markdown, class_order, per_class_markdown
 from reports.exports import write_exports
 from reports.files import report_folder, write_pages
 from reports.load import Comparison, load_comparison
+from reports.model_card import model_cards
 from reports.plots import report_figures
 from reports.reproduce import places, train_command
 from reports.rules_of_thumb import rules_markdown, try_rules
@@ -29,7 +32,6 @@ from reports.tables import (
     drift_table,
     earlier_finals,
     hyperparameters_table,
-    per_class_table,
     shifted_table,
     strategy_scores,
 )
@@ -40,10 +42,8 @@ __all__ = ["REPORT_NAME", "Report", "build_report"]
 
 REPORT_NAME = "report"
 _MOST_REASONS = 4  # per state and strategy, the others are counted
-_MOST_LABELS = 12
 _UNEVEN = 0.25  # of the time of equal runs; what more than that is apart was not measured alike
 _STATES = {schema.STATE_PRUNED: "pruned, with the score reached", schema.STATE_INTERRUPTED: "interrupted and repeated"}
-_EXTREME_LABELS = 5
 _FEW_LABELS = 6  # are named where the data are introduced
 _PACKAGES = ("python", "torch", "transformers", "peft", "timm", "optuna", "mlflow", "datasets", "accelerate")
 
@@ -61,6 +61,7 @@ class Report:
         run_id: the MLflow run of the newest study, where the files are logged.
         chosen: the chosen strategy's study and its MLflow run; ``None`` where nothing can be chosen.
         warnings: what the checks found, sentences of markdown, the most serious first.
+        cards: the model card of each study with a test score, by the study's name.
     """
 
     path: Path
@@ -71,6 +72,12 @@ class Report:
     run_id: str = ""
     warnings: tuple[str, ...] = ()
     chosen: tuple[str, str] | None = None
+    cards: Mapping[str, str] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """The whole page, for notebooks: in a frame, so that its style and the notebook's keep apart."""
+        page = html.escape(self.path.with_suffix(".html").read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 1px solid #ccc"></iframe>'
 
 
 def build_report(
@@ -80,6 +87,7 @@ def build_report(
     comparison: str | None = None,
     confidence: float = 0.95,
     rule: Rule | None = None,
+    repository: str | None = None,
 ) -> Report:
     """Read one comparison from MLflow and write ``<reports_dir>/<comparison>/``: ``report.md`` and all beside it.
 
@@ -90,6 +98,7 @@ def build_report(
         comparison: its name; the newest by default.
         confidence: of all intervals, between 0 and 1.
         rule: what may be chosen; ``reports.verdict.Rule()`` by default.
+        repository: ``user/name`` on the hub, which model cards name.
 
     Raises:
         ThawlineError: the store cannot be read, nothing is recorded, the comparison is unknown, or its folder is
@@ -139,6 +148,7 @@ def build_report(
         run_id=newest,
         warnings=tuple(warnings),
         chosen=None if picked.empty else (str(picked["study"].iloc[-1]), str(picked["run_id"].iloc[-1])),
+        cards=model_cards(loaded, table, verdict, warnings, context, confidence=confidence, repository=repository),
     )
 
 
@@ -179,10 +189,10 @@ def _context(
         "floors_notes": _floors_notes(loaded),
         "measured": _measured(loaded, table, verdict, scores, confidence, rule),
         "data": _data(loaded),
-        "classes_table": _classes_markdown(loaded.data_summary, _class_order(loaded)),
+        "classes_table": class_counts_markdown(loaded.data_summary, class_order(loaded)),
         "drift_table": _drift_markdown(drift_table(loaded), verdict),
         "classes_of": verdict.chosen,
-        "per_class_table": _per_class_markdown(loaded, verdict),
+        "per_class_table": "" if verdict.chosen is None else per_class_markdown(loaded, verdict.chosen),
         "test_looks": _test_looks(loaded),
         "rules_table": rules[0],
         "rules_untried": rules[1],
@@ -274,32 +284,6 @@ def _drift_markdown(drift: pd.DataFrame, verdict: Verdict) -> str:
         for _, row in drift.iterrows()
     ]
     return formats.markdown_table(["strategy", "linear CKA", "mean cosine", "inputs", "seeds"], rows)
-
-
-def _per_class_markdown(loaded: Comparison, verdict: Verdict) -> str:
-    """Precision, recall, F1 and support of the chosen strategy; of many classes the best and the worst."""
-    if verdict.chosen is None:
-        return ""
-    rows = []
-    found = per_class_table(loaded, verdict.chosen)
-    if len(found) <= _MOST_LABELS:  # in the order of the figure and of the splits
-        order = _class_order(loaded)
-        found = found.sort_values("label", key=lambda labels: labels.map(lambda v: order.get(str(v), len(order))))
-    for _, row in found.iterrows():
-        shares = [formats.score(row[of]) for of in ("precision", "recall", "f1")]
-        rows.append([class_name(loaded, row["label"]), *shares, f"{row['support']:.0f}"])
-    if len(rows) > _MOST_LABELS:
-        left_out = len(rows) - 2 * _EXTREME_LABELS
-        gap = [f"*{left_out} classes in between*", *[formats.MISSING] * 4]
-        rows = [*rows[:_EXTREME_LABELS], gap, *rows[-_EXTREME_LABELS:]]
-    return formats.markdown_table(["class", "precision", "recall", "F1", "test items"], rows)
-
-
-def _class_order(loaded: Comparison) -> dict[str, int]:
-    """Place of each class, by its number and by its name, in the order of the dataset."""
-    names = loaded.data_summary.get("label_names")
-    names = names if isinstance(names, list) else []
-    return {str(key): place for place, name in enumerate(names) for key in (place, name)}
 
 
 def _test_looks(loaded: Comparison) -> str:
@@ -530,7 +514,7 @@ def _about(loaded: Comparison, table: pd.DataFrame) -> str:
         described = described if isinstance(described, dict) else {}
         shown = [
             formats.escape(name) + (f" ({formats.escape(described[name])})" if described.get(name) else "")
-            for name in names[:_MOST_LABELS]
+            for name in names[:MOST_LABELS]
         ]
         listed = f": {', '.join(shown)}" if len(names) <= _FEW_LABELS else ""
         parts.append(f"{formats.escape(dataset)} has {len(names)} classes{listed}")
@@ -705,32 +689,6 @@ def _data(loaded: Comparison) -> list[str]:
             shown = ", ".join(f"{number} {formats.escape(split)}" for split, number in counts.items() if number)
             lines.append(f"{what}: {shown}.")
     return lines
-
-
-def _classes_markdown(summary: dict[str, Any], order: dict[str, int]) -> str:
-    """Rows of each class by split; ``class_counts`` of the data summary is split -> {label: count}."""
-    splits = summary.get("class_counts")
-    if not isinstance(splits, dict) or not all(isinstance(counts, dict) for counts in splits.values()):
-        return ""
-    try:
-        numbers = {str(split): {str(k): int(v) for k, v in counts.items()} for split, counts in splits.items()}
-    except (TypeError, ValueError):
-        return ""
-    names = list(dict.fromkeys(name for counts in numbers.values() for name in counts))
-    if len(names) <= _MOST_LABELS and order:
-        names.sort(key=lambda name: order.get(name, len(order)))
-    else:
-        names.sort(key=lambda name: -sum(counts.get(name, 0) for counts in numbers.values()))
-
-    def cell(split: str, chosen: list[str]) -> str:
-        number, total = sum(numbers[split].get(n, 0) for n in chosen), sum(numbers[split].values())
-        return f"{number} ({formats.percent(100 * number / total)})" if total and number else str(number)
-
-    rows = [[formats.escape(name), *(cell(split, [name]) for split in numbers)] for name in names[:_MOST_LABELS]]
-    rest = names[_MOST_LABELS:]
-    if rest:
-        rows.append([f"*{len(rest)} other classes*", *(cell(split, rest) for split in numbers)])
-    return formats.markdown_table(["class", *(formats.escape(split) for split in numbers)], rows)
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ _ENGINE = ["python", "-m", "sweeper"]
 _LEARNING_RATE = "learning_rate"
 #: Of the command that was run: what names several strategies or sizes, or says where and how long to search.
 _REPLACED = re.compile(
-    r"(strategy|compare|study\.(n_trials|timeout|name)|dataset\.train_sizes?|tracking\.uri|output_dir|dry_run)="
+    r"(strategy|compare|study\.(n_trials|timeout|name)|dataset\.train_sizes?|tracking\.uri|output_dir|dry_run|hub\.\w+)="
 )
 _BARE = re.compile(r"[A-Za-z0-9_./-]+")
 

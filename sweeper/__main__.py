@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shlex
 import shutil
 import sys
 import textwrap
@@ -13,24 +12,19 @@ import traceback
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from sweeper.config import Config, config_dir, register
+from sweeper.completion import offered
+from sweeper.config import Config, config_dir, register, users_config_dir
 from sweeper.errors import ConfigError, ThawlineError, near_matches
 from sweeper.faults import said_of_storage
-from sweeper.files import check_writable, written
-from sweeper.overrides import (
-    check_overrides,
-    compared,
-    config_folders,
-    for_strategies,
-    group_options,
-    variant,
-)
+from sweeper.files import written
+from sweeper.invocation import CONFIG_DIR_FLAGS, Invocation, interpret, shown
+from sweeper.overrides import config_folders, group_options
 from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
 from sweeper.tools import TOOLS
@@ -45,11 +39,8 @@ COMMANDS = {
     "report": "rebuild a report from MLflow, running nothing (report.comparison=name; default: the newest; several, as "
     "a,b,c or all, give one summary)",
 }
-#: What ``compare`` runs where nothing names strategies: the steps from the head alone to everything.
-COMPARED = ("frozen", "lora", "partial", "full")
-ALL = "all"
-_CONFIG_DIR = ("--config-dir", "-cd")
 _HELP = ("--help", "-h")
+_COMPLETION = ("--shell-completion", "-sc")
 
 
 def main() -> None:
@@ -94,34 +85,27 @@ def _command() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"thawline {version('thawline')}")
         return
+    if sys.argv[1:] and sys.argv[1] in _COMPLETION and (words := offered(COMMANDS)) is not None:
+        print("\n".join(words))
+        return
     try:
         command, arguments = _split(sys.argv[1:])
         flags, overrides, extra_dir = _parse(arguments)
-        if command == "report":
-            overrides = [_listed(item) for item in overrides]
         if any(flag in _HELP for flag in flags) or not sys.argv[1:]:
             print(_help(config_folders(config_dir(), extra_dir)))
             return
-        entries, everything = _entries(command, overrides, extra_dir)
-        own = [variant(entry) for entry in entries]
-        variants = for_strategies(_without_strategy(overrides), own, config_dir(), extra_dir) if own else [overrides]
-        if all(flag in _CONFIG_DIR for flag in flags[::2]):  # --help, -m and the like are Hydra's business
-            _check(variants, extra_dir)
-            folders = [item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("output_dir=")]
-            check_writable(Path(folders[-1] if folders else "outputs"))  # Hydra writes there before it calls anything
+        # --help, -m and the like are Hydra's business.
+        plain = all(flag in CONFIG_DIR_FLAGS for flag in flags[::2])
+        asked = interpret(command, overrides, extra_dir, flags, check=plain)
     except ThawlineError as error:
         _fail(error)
-    sys.argv = [sys.argv[0], *flags, *variants[0]]
-    named = all(isinstance(entry, str) for entry in entries)  # else the experiment says it better
-    asked = [f"strategy={ALL if everything else ','.join(entries)}"] if entries and named else []
-    given = [*_without_strategy(overrides), *asked] if entries else overrides
-    full_command = _shown(command, *flags, *given)
+    sys.argv = [sys.argv[0], *flags, *asked.overrides[0]]
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def task(config: Config) -> None:
         try:
             _mask_hydra_files()
-            _dispatch(command, config, variants if entries else [], full_command, everything)
+            _dispatch(command, config, asked)
         except ThawlineError as error:
             _fail(error)
         except Exception:
@@ -145,22 +129,18 @@ def console() -> None:
     os._exit(0)
 
 
-def _dispatch(command: str, config: Config, variants: list[list[str]], full_command: str, everything: bool) -> None:
+def _dispatch(command: str, config: Config, asked: Invocation) -> None:
     from sweeper import commands  # imports pandas and the like, which --help and completion do without
 
     if command == "report":
         commands.report(config)
         return
+    text = asked.text
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
-        full_command = _shown("sweep", *HydraConfig.get().overrides.task)
-    configs = [cast(Config, compose("config", overrides=variant)) for variant in variants] or [config]
+        text = shown("sweep", *HydraConfig.get().overrides.task)
     with said_of_storage(Path(config.output_dir)):
-        commands.run(configs, full_command, skip_inapplicable=everything)
-
-
-def _shown(*arguments: str) -> str:
-    """The command line as it is recorded: to be run again once each ``***`` is the secret that stood there."""
-    return shlex.join(["python", "-m", "sweeper", *map(redacted, arguments)])
+        configs = [cast(Config, compose("config", overrides=given)) for given in asked.overrides]
+        commands.run(configs if asked.several else [config], text, skip_inapplicable=asked.everything)
 
 
 def _mask_hydra_files() -> None:
@@ -181,55 +161,21 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _parse(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
-    """Hydra's flags, the overrides, and the user's own configuration folder."""
+    """Hydra's flags, the overrides, and the user's own configuration folder, which joins unasked if it is ``conf/``."""
     flags, overrides, extra_dir = [], [], None
     iterator = iter(arguments)
     for argument in iterator:
         flag, _, value = argument.partition("=")
-        if flag in _CONFIG_DIR:
+        if flag in CONFIG_DIR_FLAGS:
             extra_dir = value or next(iterator, "")
             flags += [flag, extra_dir]
         elif argument.startswith("-"):
             flags.append(argument)
         else:
             overrides.append(argument)
+    if extra_dir is None and (extra_dir := users_config_dir()):
+        flags = [CONFIG_DIR_FLAGS[0], extra_dir, *flags]
     return flags, overrides, extra_dir
-
-
-def _listed(override: str) -> str:
-    """``report.comparison=a,b`` as the list that it means; to Hydra it is a choice to sweep over."""
-    key, _, value = override.partition("=")
-    return f"{key}=[{value}]" if key == "report.comparison" and "," in value and value[0] not in "['\"" else override
-
-
-def _without_strategy(overrides: list[str]) -> list[str]:
-    return [item for item in overrides if not item.startswith("strategy=")]
-
-
-def _entries(command: str, overrides: list[str], extra_dir: str | None) -> tuple[list[Any], bool]:
-    """What to compare, none for another command, and whether all strategies were asked for.
-
-    The command line wins over the experiment, the experiment over ``COMPARED``.
-    """
-    given = [item for item in overrides if item.startswith("strategy=")]
-    entries = None if given or command == "report" else compared(overrides, config_dir(), extra_dir)
-    if command != "compare":
-        if entries is not None and command == "sweep":
-            raise ConfigError(
-                f"compare={_names(entries)} is for several strategies, and sweep runs one",
-                "Run `make compare` with the same arguments, or name one strategy with strategy=...",
-            )
-        return [], False
-    if entries is not None:
-        if not entries:
-            raise ConfigError("compare=[] names no strategy")
-        return entries, False
-    available = group_options("strategy", config_folders(config_dir(), extra_dir))
-    names = given[-1].removeprefix("strategy=").strip("[]").split(",") if given else COMPARED
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise ConfigError(f"strategy= names none: allowed: {ALL}, {', '.join(available)}")
-    return (available, True) if names == [ALL] else (list(names), False)
 
 
 def _help(folders: list[Path]) -> str:
@@ -254,18 +200,6 @@ def _described(commands: Mapping[str, str]) -> list[str]:
 def _wrapped(text: str, first: str = "", indent: int = 0) -> list[str]:
     width = min(shutil.get_terminal_size().columns, 110)
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
-
-
-def _names(entries: list[Any]) -> str:
-    shown = [entry.get("label") or entry.get("strategy") if isinstance(entry, dict) else entry for entry in entries]
-    return f"[{', '.join(map(str, shown))}]"
-
-
-def _check(variants: list[list[str]], extra_dir: str | None) -> None:
-    problems = [problem for variant in variants for problem in check_overrides(variant, config_dir(), extra_dir)]
-    if problems:
-        hint = "`make help` shows the commands, conf/ and sweeper/config.py the keys."
-        raise ConfigError(list(dict.fromkeys(problems)), hint)
 
 
 def _crash() -> NoReturn:

@@ -33,7 +33,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sweeper.errors import AssetError, near_matches
 
-__all__ = ["ASSETS", "CACHE_VARIABLE", "Asset", "cache_root", "fetch", "published_as"]
+__all__ = ["ASSETS", "CACHE_VARIABLE", "Asset", "cache_root", "cached", "fetch", "published_as"]
 
 CACHE_VARIABLE = "THAWLINE_CACHE"
 MANIFEST = ".manifest.json"
@@ -154,6 +154,14 @@ def cache_root() -> Path:
     """The cache folder: the environment variable ``THAWLINE_CACHE``, or else the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE, "").strip()
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("thawline"))
+
+
+def cached(name: str) -> bool | None:
+    """Whether an asset is in the cache as it was unpacked; ``None`` where it is there and damaged. Reads its files."""
+    target = cache_root() / "assets" / ASSETS[name].folder
+    if not target.is_dir():
+        return False
+    return None if _damage(target, ASSETS[name]) else True
 
 
 def fetch(name: str, *, cache_dir: Path | None = None, progress: bool = True) -> Path:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -16,7 +17,8 @@ from rich.table import Table
 import reports
 from reports.formats import duration, floor_name
 from sweeper.config import Config
-from sweeper.errors import StudyError
+from sweeper.errors import StudyError, ThawlineError
+from sweeper.files import written
 from sweeper.forking import worker_context
 from sweeper.quiet import quick_imports
 from sweeper.secrets import redacted
@@ -25,10 +27,10 @@ from sweeper.winners import model_folder, note_chosen
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["report", "run"]
+__all__ = ["report", "run", "tracking_uri"]
 
 
-def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = False) -> None:
+def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = False) -> list[reports.Report]:
     """Run a study for each configuration and write one report over them.
 
     With ``dataset.train_sizes``, a comparison and its report for each size, and one over all sizes; every comparison is
@@ -39,9 +41,12 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         command: the command line that reproduces them.
         skip_inapplicable: leave out strategies that do not fit the model.
 
+    Returns:
+        The reports that were written, the one over train sizes last.
+
     Raises:
-        ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, once the report of
-            the others is written.
+        ThawlineError: see :func:`sweeper.comparison.run_comparison`; the first error of a study, or of an upload to the
+            hub, once the report of the others is written.
     """
     if configs[0].engine.name == "processes" and not configs[0].dry_run and any(map(_needs_workers, configs)):
         worker_context()  # the workers' imports, beside ours
@@ -55,11 +60,11 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
     comparisons = prepare_comparisons(groups, command, console, skip_inapplicable=skip_inapplicable)
     if config.dry_run:
         print_dry_run(comparisons, console)
-        return
-    failures: list[StudyError] = []
+        return []
+    failures: list[ThawlineError] = []
     reported = []
     for prepared in comparisons:
-        outcome = run_comparison(prepared, _tracking_uri(config), console)
+        outcome = run_comparison(prepared, tracking_uri(config), console)
         failures += outcome.failures
         if outcome.studies == 0:
             console.print("Nothing is trained: name another strategy beside it to compare.", highlight=False)
@@ -73,11 +78,18 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
                 continue
             reported.append(_build_report(config, outcome.comparison))
             _print_report(reported[-1], config, console)
-            _hand_over(reported[-1], config, console)
+            try:
+                _hand_over(reported[-1], config, console)
+            except ThawlineError as error:
+                if failures:  # only the first one ends the command
+                    _say(f"Warning: {error}", console)
+                failures.append(error)
     if sizes and reported:
-        _print_size_report(_build_size_report(config, comparisons[0].curve), config, console)
+        reported.append(_build_size_report(config, comparisons[0].curve))
+        _print_size_report(reported[-1], config, console)
     for failure in failures:
         raise failure
+    return reported
 
 
 def _needs_workers(config: Config) -> bool:
@@ -103,7 +115,7 @@ def report(config: Config) -> None:
         _print_summary(_build_summary(config, names), config, Console())
         return
     name = names[0] if names else None
-    if name is not None and reports.is_curve(_tracking_uri(config), name):
+    if name is not None and reports.is_curve(tracking_uri(config), name):
         _print_size_report(_build_size_report(config, name), config, Console())
         return
     built = _build_report(config, name)
@@ -116,7 +128,7 @@ def _send_waiting(config: Config, console: Console) -> None:
     from sweeper.tracking import send_waiting
 
     send_waiting(
-        _tracking_uri(config),
+        tracking_uri(config),
         config.tracking.experiment,
         Path(config.output_dir),
         note=lambda text: _say(text, console),
@@ -132,15 +144,17 @@ def _names(comparison: Any) -> list[str]:
 
 
 def _build_report(config: Config, comparison: str | None) -> reports.Report:
-    return reports.build_report(_tracking_uri(config), comparison=comparison, **_reporting(config))
+    return reports.build_report(
+        tracking_uri(config), comparison=comparison, repository=config.hub.push, **_reporting(config)
+    )
 
 
 def _build_size_report(config: Config, curve: str) -> reports.Report:
-    return reports.build_size_report(_tracking_uri(config), curve=curve, **_reporting(config))
+    return reports.build_size_report(tracking_uri(config), curve=curve, **_reporting(config))
 
 
 def _build_summary(config: Config, names: Sequence[str]) -> reports.Report:
-    return reports.build_summary(_tracking_uri(config), comparisons=names, **_reporting(config))
+    return reports.build_summary(tracking_uri(config), comparisons=names, **_reporting(config))
 
 
 def _reporting(config: Config) -> dict[str, Any]:
@@ -197,16 +211,28 @@ def _print_files(report: reports.Report, config: Config, console: Console) -> No
         _say(f"{'':<10} beside it: {', '.join(others)}", console)
     _say(f"MLflow UI: {_ui_command(config)}", console)
     try:
-        log_report(_tracking_uri(config), report.run_id, report.files)
+        log_report(tracking_uri(config), report.run_id, report.files)
     except StudyError as error:
         _say(f"Warning: {error}", console)
 
 
 def _hand_over(report: reports.Report, config: Config, console: Console) -> None:
+    """Put its card beside each model; note where the chosen one lies, add it to MLflow's registry, and upload it.
+
+    Raises:
+        ThawlineError: it cannot be uploaded, which ``hub.push`` asks for, or nothing was chosen.
+    """
+    for folder in Path(config.output_dir, "models").glob("*/"):  # no path is made of a name in records
+        if folder.name in report.cards:
+            written(folder / "README.md", report.cards[folder.name])
+    if report.chosen is not None:
+        _note_chosen(report, config, console, *report.chosen)
+    if config.hub.push is not None:
+        _push(report, config, console)
+
+
+def _note_chosen(report: reports.Report, config: Config, console: Console, study: str, run_id: str) -> None:
     """Say where the chosen model lies, note it for the commands that use one, and add it to MLflow's registry."""
-    if report.chosen is None:
-        return
-    study, run_id = report.chosen
     folder = model_folder(Path(config.output_dir), study)
     if not folder.is_dir():  # runs that were made elsewhere
         return
@@ -217,11 +243,27 @@ def _hand_over(report: reports.Report, config: Config, console: Console) -> None
     from sweeper.registry import ALIAS, register  # takes a second
 
     try:
-        number = register(_tracking_uri(config), folder, report.comparison, run_id)
+        number = register(tracking_uri(config), folder, report.comparison, run_id)
     except StudyError as error:
         _say(f"Warning: {error}", console)
     else:
         _say(f"{'':<10} models:/{report.comparison}@{ALIAS} in MLflow's registry, version {number}", console)
+
+
+def _push(report: reports.Report, config: Config, console: Console) -> None:
+    """Upload the chosen model with its card."""
+    from sweeper.hub import push_model
+
+    repository, private = str(config.hub.push), config.hub.private
+    if report.chosen is None:
+        raise ThawlineError(
+            f"hub.push={repository}: nothing was chosen, so nothing is uploaded",
+            "The report says why; change report.*.",
+        )
+    folder = model_folder(Path(config.output_dir), report.chosen[0])
+    _say(f"Uploading: {folder}", console)
+    url = push_model(folder, repository, private=private, comparison=report.comparison)
+    _say(f"Hub:       {url}{' (private)' if private else ''}", console)
 
 
 def _say(text: str, console: Console) -> None:
@@ -285,13 +327,14 @@ def _interval(row: Mapping[str, Any], split: str = "test") -> str:
 
 
 def _ui_command(config: Config) -> str:
-    uri = redacted(_tracking_uri(config))
-    if uri == "sqlite:///outputs/mlflow.db":
-        return "make ui"
+    if config.tracking.uri is None:
+        return "make ui" if config.output_dir == "outputs" else f"thawline ui --output-dir {quote(config.output_dir)}"
+    uri = redacted(config.tracking.uri)
     if uri.startswith("http"):
         return uri
     return f"MLFLOW_DISABLE_TELEMETRY=true python -m mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
-def _tracking_uri(config: Config) -> str:
+def tracking_uri(config: Config) -> str:
+    """MLflow's address: the one that is asked for, or the database in ``output_dir``."""
     return config.tracking.uri or f"sqlite:///{Path(config.output_dir) / 'mlflow.db'}"

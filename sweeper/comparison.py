@@ -19,6 +19,7 @@ from sweeper.config import Config, check, data_name, effective_pooling, natural_
 from sweeper.data import DataRequest, Dataset, load_dataset
 from sweeper.engine import engine_problems, is_brief, make_engine
 from sweeper.errors import ConfigError, StudyError
+from sweeper.hub import push_problems
 from sweeper.interruption import Interrupted
 from sweeper.models.pretrained import Pretrained, timm_repository
 from sweeper.models.zero_shot import check_zero_shot
@@ -203,6 +204,8 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
     problems: list[str] = check(configs[0]) + engine_problems(configs[0].engine.name)
     if len(configs) > 1 and configs[0].study.name:
         problems.append(f"study.name={configs[0].study.name} names one study, not {len(configs)}: leave it out")
+    if configs[0].hub.push is not None:
+        problems += push_problems(configs[0].hub.push, private=configs[0].hub.private)
     specs: list[StrategySpec] = []
     for config in configs:
         raw = cast(dict[str, Any], OmegaConf.to_container(cast(Any, config.strategy), resolve=True))

@@ -21,7 +21,16 @@ from omegaconf import MISSING
 from sweeper.errors import near_matches
 from sweeper.names import folder_problem, text_problem
 
-__all__ = ["Config", "check", "config_dir", "data_name", "effective_pooling", "natural_direction", "register"]
+__all__ = [
+    "Config",
+    "check",
+    "config_dir",
+    "data_name",
+    "effective_pooling",
+    "natural_direction",
+    "register",
+    "users_config_dir",
+]
 
 METRICS = ("validation_accuracy", "validation_macro_f1", "validation_loss")
 RESUME = ("auto", "never", "require")
@@ -220,6 +229,14 @@ class ReportConfig:
 
 
 @dataclass
+class HubConfig:
+    """The Hugging Face hub."""
+
+    push: str | None = None  # user/name: the chosen strategy's model is uploaded there with its card; null = nothing is
+    private: bool = True  # seen by its owner alone; false = by everybody, see docs/sharing.md
+
+
+@dataclass
 class Config:
     """The whole configuration."""
 
@@ -237,6 +254,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
     # what `compare` runs where no strategy= is given: names, or {strategy: name, label: ..., key: value} of variants,
     # whose keys are those of strategy.*; null = frozen, lora, partial, full
     compare: list[Any] | None = None
@@ -254,6 +272,17 @@ def config_dir() -> Path:
     """The folder ``conf/``: inside the installed package, or beside it in a clone."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def users_config_dir() -> str | None:
+    """``conf``, where the current folder has one with groups of ours in it: it joins the search path by itself.
+
+    Not one with a ``config.yaml``: that is the project's own, or another application's.
+    """
+    folder = Path("conf")
+    groups = (path.name for path in config_dir().iterdir() if path.is_dir())
+    joins = not (folder / "config.yaml").exists() and any((folder / group).is_dir() for group in groups)
+    return str(folder) if joins else None
 
 
 def check(config: Config) -> list[str]:
@@ -287,6 +316,9 @@ def check(config: Config) -> list[str]:
         problems.append(f"dataset.train_sizes={sizes}: must be different numbers from 2, the smallest first, or null")
     if sizes and config.study.name:
         problems.append(f"study.name={config.study.name} names one study, not one for each of dataset.train_sizes")
+    if config.hub.push is not None and (sizes or config.final.seeds == 0):
+        what = "dataset.train_sizes has a winner at each size" if sizes else "final.seeds=0 has none"
+        problems.append(f"hub.push={config.hub.push} uploads one model, and {what}: leave one of them out")
     if config.model.source == "local" and not config.model.path:
         problems.append("model.path is not given: model=local needs model.path=<folder with a checkpoint>")
     own = config.dataset.source in ("csv", "image_folder", "image_csv")

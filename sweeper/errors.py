@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EndpointError",
+    "ExportError",
     "StudyError",
     "ThawlineError",
     "near_matches",
@@ -58,6 +59,10 @@ class DataError(ThawlineError):
 
 class EndpointError(ThawlineError):
     """A prompted model cannot be asked: no endpoint, no valid key, no such model, no answer in time."""
+
+
+class ExportError(ThawlineError):
+    """A saved model cannot be exported, or what came out does not compute what the model does."""
 
 
 class StudyError(ThawlineError):

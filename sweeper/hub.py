@@ -1,13 +1,17 @@
-"""Which commit of the Hugging Face hub is read, and what is wrong where none can be."""
+"""The Hugging Face hub: which commit of it is read, how a model gets there, and what is wrong where neither can be."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,15 +21,28 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, without an __all__
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    validate_repo_id,
+)
 
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, ThawlineError
 
-__all__ = ["commit_of", "work_offline"]
+__all__ = ["commit_of", "push_model", "push_problems", "work_offline"]
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["model", "dataset"]
 TIMEOUT = 10.0  # seconds to an answer
+#: What is uploaded of a saved model's folder: nothing else that a user may have put there.
+MODEL_FILES = re.compile(
+    r"(adapter/)?([^/.][^/]*\.(json|safetensors|txt|model|jinja)|README\.md)|(classifier|additions)\.py"
+)
+#: Of these, what may name a folder of this machine.
+SETTINGS = re.compile(r"(.*/)?(.*config|thawline)\.json")
+_OFFLINE = constants.is_offline_mode()  # as the user set it, before work_offline
 
 
 def commit_of(name: str, revision: str | None = None, *, kind: Kind = "model") -> str:
@@ -103,3 +120,190 @@ def _is_cached(name: str, revision: str | None, kind: Kind) -> bool:
     """Whether ``revision`` is a commit, which never changes, of which there are files."""
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots" / str(revision)
     return len(revision or "") == 40 and folder.is_dir()
+
+
+# --- upload ------------------------------------------------------------------------------------------------------
+
+
+def push_problems(repository: str, *, private: bool) -> list[str]:
+    """Why a model could not be uploaded, as far as the hub tells before anything is trained; a line each.
+
+    A hub that does not answer is no mistake: a warning is logged.
+
+    Args:
+        repository: ``user/name``.
+        private: whether the model is to be seen by its owner alone.
+    """
+    given = f"hub.push={repository}"
+    try:
+        validate_repo_id(repository)
+        if repository.count("/") != 1:
+            raise HFValidationError
+    except HFValidationError:
+        return [
+            f"{given}: must be user/name, of letters, digits and - _ . (no -- or .., neither - nor . at an end; "
+            "at most 96 characters)"
+        ]
+    if _OFFLINE:
+        return [f"{given}: HF_HUB_OFFLINE is set; unset it, or leave hub.push out"]
+    if get_token() is None:
+        return [f"{given}: there is no token; {_a_token()}"]
+    try:
+        account = _get("/api/whoami-v2")
+        if problems := _refusals(account, repository):
+            return problems
+        found = _get(f"/api/models/{repository}")
+    except httpx2.TransportError as error:
+        logger.warning("%s does not answer (%s): whether %s can be written is seen at the end", *_at(error), repository)
+        return []
+    except RepositoryNotFoundError:
+        return []  # it will be created
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            return [f"{given}: {constants.ENDPOINT} does not know the token; {_a_token()}"]
+        logger.warning("%s answers %s: whether %s can be written is seen at the end", *_at(error), repository)
+        return []
+    return [_public(repository)] if private and found.get("private") is False else []
+
+
+def push_model(folder: Path, repository: str, *, private: bool, comparison: str) -> str:
+    """Upload a saved model with its card in one commit, and return its address.
+
+    Of the folder, ``MODEL_FILES`` go up; paths of this machine in their settings are cut to their last part. Files of
+    these kinds that the repository has and the folder has not are removed from it, others stay.
+
+    Args:
+        folder: with ``config.json`` and ``README.md``.
+        repository: ``user/name``; created where it does not exist.
+        private: whether a new one is to be seen by its owner alone.
+        comparison: named in the commit's message.
+
+    Raises:
+        ThawlineError: there is no model, no token, or the hub refuses it or is out of reach; nothing is lost here.
+    """
+    kept = f"{folder} is complete; the same command uploads again and trains nothing."
+    given = f"hub.push={repository}"
+    if not (folder / "config.json").is_file():
+        raise ThawlineError(
+            f"{given}: {folder} holds no model: it was removed, or trained with another output_dir",
+            "Give hub.push to the sweep that trained it, with its output_dir.",
+        )
+    if get_token() is None:
+        raise ThawlineError(f"{given}: there is no token; {_a_token()}", kept)
+    constants.HF_HUB_OFFLINE = _OFFLINE  # a hub that was silent hours ago may answer now
+    api = HfApi()
+    files = dict(_model_files(folder))
+    try:
+        _get("/api/whoami-v2")  # with a limit of time, which uploads have none of
+        api.create_repo(repository, private=private, exist_ok=True)
+        if private and api.model_info(repository, timeout=TIMEOUT).private is False:
+            raise ThawlineError(_public(repository), kept)
+        there = [name for name in api.list_repo_files(repository) if MODEL_FILES.fullmatch(name)]
+        api.create_commit(
+            repository,
+            [
+                *(CommitOperationDelete(name) for name in there if name not in files),
+                *(CommitOperationAdd(name, content) for name, content in files.items()),
+            ],
+            commit_message=f"The winner of {comparison}",
+        )
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise ThawlineError(f"{given}: {_refused(error, repository)}", kept) from error
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def _get(path: str) -> dict[str, Any]:
+    """What the hub answers, within ``TIMEOUT``; the clients' own calls wait for ever."""
+    response = get_session().get(f"{constants.ENDPOINT}{path}", headers=build_hf_headers(), timeout=TIMEOUT)
+    hf_raise_for_status(response)
+    answer = response.json()
+    return answer if isinstance(answer, dict) else {}
+
+
+def _at(error: Exception) -> tuple[str, object]:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else error
+    return constants.ENDPOINT, status
+
+
+def _a_token() -> str:
+    return f"set HF_TOKEN to one that may write ({constants.ENDPOINT}/settings/tokens), or run `hf auth login`"
+
+
+def _public(repository: str) -> str:
+    return (
+        f"hub.push={repository}: it exists and is public, which an upload does not change; hub.private=false publishes "
+        f"the model, or make it private on {constants.ENDPOINT}/{repository}/settings"
+    )
+
+
+def _refusals(account: Mapping[str, Any], repository: str) -> list[str]:
+    """Why an account and its token may not write a repository, by what ``whoami`` tells of them."""
+    owner = repository.partition("/")[0]
+    known = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs") or [])]
+    names = [str(name) for name in known if name]
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    scopes = (token.get("fineGrained") or {}).get("scoped") or []
+    writes = any("repo.write" in (scope.get("permissions") or []) for scope in scopes)
+    problems = []
+    if names and owner.casefold() not in [name.casefold() for name in names]:
+        problems.append(f"hub.push={repository}: {owner} is not yours; the token is for {', '.join(names)}")
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writes):
+        problems.append(f"hub.push={repository}: the token may read only; {_a_token()}")
+    return problems
+
+
+def _model_files(folder: Path) -> Iterator[tuple[str, bytes | str]]:
+    """What is uploaded: names in the repository with paths, or with the content of settings without local paths."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or not MODEL_FILES.fullmatch(name):
+            continue
+        yield name, _without_paths(path.read_text(encoding="utf-8")).encode() if SETTINGS.fullmatch(name) else str(path)
+
+
+def _without_paths(text: str) -> str:
+    """Settings whose paths of this machine are cut to their last part, as a pretrained model of one's own has."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: part if key in ("id2label", "label2id") else cut(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [cut(part) for part in value]
+        return Path(value).name if isinstance(value, str) and _is_local(value) else value
+
+    return json.dumps(cut(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+
+
+def _is_local(value: str) -> bool:
+    return os.path.isabs(value) and len(Path(value).parts) > 2 and "\n" not in value
+
+
+def _refused(error: BaseException, repository: str) -> str:
+    """What went wrong with an upload, and what to do, from what the clients raise."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for cause in chain:
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set: unset it"
+        if isinstance(cause, HfHubHTTPError):
+            return _of_status(cause, repository)
+        if isinstance(cause, httpx2.TransportError):
+            return f"the connection to {constants.ENDPOINT} was lost or not made ({str(cause) or type(cause).__name__})"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"the upload failed: {reason[:400]}"
+
+
+def _of_status(error: HfHubHTTPError, repository: str) -> str:
+    status = error.response.status_code
+    said = f" ({' '.join(error.server_message.split())[:300]})" if error.server_message else ""
+    if isinstance(error, RepositoryNotFoundError) and status != 401:
+        return f"{constants.ENDPOINT} has no model of that name{said}: a dataset or a space may have it; name another"
+    if status == 401:
+        return f"{constants.ENDPOINT} does not accept the token{said}; {_a_token()}"
+    if status == 403:
+        owner = repository.partition("/")[0]
+        return f"the token may not write to repositories of {owner}{said}; {_a_token()}"
+    if status in (402, 413, 507):
+        return f"the model is too large for this account{said}: free some of its storage, or name another owner"
+    return f"{constants.ENDPOINT} answers {status}{said}: try again later"

@@ -39,6 +39,7 @@ from sweeper.search_space import StrategySpec
 from sweeper.training.boundary_cache import BoundaryCache
 from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, predict, stage_epochs
+from sweeper.training.memory import keep_memory
 from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device, measured_precision, resolve_precision
 from sweeper.training.recorder import EpochRecord, scores
@@ -149,6 +150,7 @@ class Task:
         Raises:
             ConfigError: the model cannot be loaded.
         """
+        keep_memory()
         pretrained = load_model(
             source,
             modality=dataset.modality,

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweeper.config import Config, check
 from sweeper.errors import ConfigError, near_matches
 
-__all__ = ["check_overrides", "compared", "config_folders", "for_strategies", "group_options", "variant"]
+__all__ = ["check_overrides", "compared", "composed", "config_folders", "for_strategies", "group_options", "variant"]
 
 
 def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[str]:
@@ -35,7 +35,9 @@ def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str |
     search_path = _search_path(extra_dir)
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         if not _error([*search_path, *overrides]):
-            return check(cast(Config, compose("config", overrides=[*search_path, *overrides])))
+            config = compose("config", overrides=[*search_path, *overrides], return_hydra_config=True)
+            choices = config.hydra.runtime.choices
+            return _shadowed(choices, config_dir, extra_dir) + check(cast(Config, config))
         groups = [item for item in overrides if _is_group(item, config_dir, extra_dir)]
         bad = [item for item in groups if _error([*search_path, item])]
         # A key can depend on the group chosen beside it (strategy=full strategy.rank=4), so good groups stay.
@@ -49,6 +51,19 @@ def check_overrides(overrides: Sequence[str], config_dir: Path, extra_dir: str |
             return [_error([*search_path, *overrides])]
         good = [*search_path, *(item for item in overrides if item not in bad)]
         return problems if _error(good) else problems + check(cast(Config, compose("config", overrides=good)))
+
+
+def composed(variants: Sequence[Sequence[str]], config_dir: Path, extra_dir: str | None = None) -> list[Config]:
+    """A configuration for each of the lists of overrides, which are right (:func:`check_overrides`).
+
+    Args:
+        variants: the overrides of each.
+        config_dir: the folder ``conf/``.
+        extra_dir: the user's own folder of YAML files.
+    """
+    search_path = _search_path(extra_dir)
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        return [cast(Config, compose("config", overrides=[*search_path, *overrides])) for overrides in variants]
 
 
 def compared(overrides: Sequence[str], config_dir: Path, extra_dir: str | None = None) -> list[Any] | None:
@@ -125,6 +140,20 @@ def for_strategies(
 
 def _search_path(extra_dir: str | None) -> list[str]:
     return [f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"] if extra_dir else []
+
+
+def _shadowed(choices: Mapping[str, str | None], config_dir: Path, extra_dir: str | None) -> list[str]:
+    """Chosen options that the user's folder has too, under a name of ours: Hydra would read ours, in silence."""
+    if extra_dir is None:
+        return []
+    chosen = {f"{group}={option}": f"{group}/{option}.yaml" for group, option in choices.items() if option}
+    return [
+        f"{choice}: {Path(extra_dir, file)} has the name of Thawline's own, which is read; rename it"
+        for choice, file in chosen.items()
+        if (own := config_dir / file).is_file()
+        and (other := Path(extra_dir, file)).is_file()
+        and own.read_bytes() != other.read_bytes()
+    ]
 
 
 def _error(overrides: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sweeper.errors import StudyError
 from sweeper.hashing import derive_seed
 
-__all__ = ["Owner", "StudyOwner", "sqlite_file"]
+__all__ = ["Owner", "StudyOwner", "holder", "sqlite_file"]
 
 
 class Owner:
@@ -137,6 +137,18 @@ WHERE locktype = 'advisory' AND granted AND (classid::bigint << 32 | objid::bigi
 """
 
 
+def holder(output_dir: Path) -> str | None:
+    """Which process owns an output folder now, as it says itself; ``None`` where none does. Nothing is created."""
+    path = output_dir / ".lock"
+    if not path.exists():
+        return None
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return None
+    except filelock.Timeout:
+        return _noted(output_dir / ".owner")
+
+
 @contextmanager
 def _held(path: Path, note: Path, what: str, hint: str) -> Iterator[None]:
     """Hold the lock of a file, and say in ``note`` who does."""
@@ -144,11 +156,14 @@ def _held(path: Path, note: Path, what: str, hint: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        owner = note.read_text().strip() if note.exists() else "another process"
-        raise StudyError(f"{what} is in use by {owner}", hint) from None
+        raise StudyError(f"{what} is in use by {_noted(note)}", hint) from None
     try:
         note.write_text(f"process {os.getpid()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
         yield
     finally:
         note.unlink(missing_ok=True)
         lock.release()
+
+
+def _noted(note: Path) -> str:
+    return note.read_text().strip() if note.exists() else "another process"

@@ -40,6 +40,7 @@ _NOT_MEASURED = (
     "dry_run",
     "engine",
     "final",
+    "hub",
     "output_dir",
     "reference",
     "report",

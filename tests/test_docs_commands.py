@@ -7,6 +7,7 @@ a new one is tested without a word here, unless it cannot run, which :data:`NOT_
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -24,10 +25,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sweeper.__main__ import ALL, COMPARED
-from sweeper.config import check, config_dir, register
+from sweeper.config import check, config_dir, register, users_config_dir
 from sweeper.overrides import compared, for_strategies, group_options, variant
 from sweeper.search_space import parse_strategy
 from sweeper.tools import TOOLS
+from sweeper.tools import main as run_tool
 from tests.cli import run
 from tests.sweeper.tools.test_tools import thawline
 from tests.test_make import clean_environment, write_script
@@ -47,7 +49,10 @@ NOT_RUN = {
     r"(accelerate launch|torchrun) ": "a launcher's processes; tests/sweeper/engine/test_distributed.py starts them",
     r"python -m sweeper sweep -m hydra/launcher=": "launchers; tests/sweeper/test_cli.py runs them",
     r"make .*reference\.prompting\.base_url": "an endpoint; tests/sweeper/test_prompting.py serves one",
-    r"(export|source) ": "nothing to run",
+    r"make .*hub\.push": "an upload; tests/sweeper/test_push.py has a hub for it",
+    r"export ": "nothing to run",
+    r"thawline init\b": "every other command here finds what it wrote: write_own_files runs it",
+    r"eval ": "a shell's completion; tests/sweeper/test_completion.py presses its tab key",
 }
 #: What stands for something of the reader's.
 PLACEHOLDERS = {"/folder/with/a/checkpoint": "minilm", "/folder/with/clip": "clip", "<name>": "comparison"}
@@ -140,8 +145,9 @@ def expanded(words: list[str], built: Path) -> list[list[str]]:
         [words[0], "-n", *words[1:]], cwd=built, env=clean_environment(), capture_output=True, text=True, timeout=30
     )
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if not line.lstrip().startswith("echo ")]
+    given = {f"${name}": value for name, _, value in (word.partition("=") for word in words[1:])}  # reaches the shell
+    lines = [shlex.split(line) for line in result.stdout.replace("\\\n", " ").splitlines()]
+    return [[given.get(word, word) for word in line] for line in lines if line[0] != "echo"]
 
 
 def call_of(words: list[str]) -> Call | ToolCall | None:
@@ -163,7 +169,7 @@ def call_of(words: list[str]) -> Call | ToolCall | None:
 
 def composed(call: Call) -> Call:
     """The same with its configuration, the first of a comparison's; fails with what the program would refuse."""
-    extra = call.flags[-1] if "--config-dir" in call.flags else None
+    extra = call.flags[-1] if "--config-dir" in call.flags else users_config_dir()
     overrides = list(call.overrides)
     if "-m" in call.flags:  # one job of several
         overrides = [word.split(",")[0] for word in overrides if not word.startswith("hydra")]
@@ -266,6 +272,8 @@ def write_own_files(folder: Path) -> None:
         text for _, language, text in blocks("docs/own_model.md") if language == "yaml" and "finbert" in text
     )
     (folder / "my_conf/model/finbert.yaml").write_text(finbert)
+    with contextlib.chdir(folder):
+        run_tool(["init", "reviews.csv"])
 
 
 def tiny(call: Call) -> list[str]:

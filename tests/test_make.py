@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-VARIABLES = ["STRATEGY", "MODEL", "DATASET", "EXPERIMENT", "TRIALS", "DRY_RUN", "COMPARISON", "ARGS", "PORT", "PYTHON"]
+VARIABLES = [
+    *("STRATEGY", "MODEL", "DATASET", "EXPERIMENT", "TRIALS", "DRY_RUN", "COMPARISON"),
+    *("TEXT", "INPUT", "MODEL_PATH", "FORMAT", "ARGS", "PORT", "PYTHON"),
+]
 
 
 def clean_environment() -> dict[str, str]:
@@ -105,6 +108,29 @@ def test_every_target_is_phony(repository: Path) -> None:
 )
 def test_variables_become_overrides_and_args_come_last(built: Path, arguments: list[str], expected: str) -> None:
     assert command_of(built, *arguments) == f".venv/bin/python -m sweeper {expected}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["predict", "TEXT=a triumph"], ["predict", "--", "a triumph"]),
+        (
+            ["predict", """TEXT=-5 stars: it's "$5", $(5 `id` \\ ünï #x"""],
+            ["predict", "--", """-5 stars: it's "$5", $(5 `id` \\ ünï #x"""],
+        ),
+        (
+            ["predict", "INPUT=my $1 reviews.csv", "MODEL_PATH=a b", "ARGS=--output out.csv"],
+            ["predict", "--input", "my $1 reviews.csv", "--model", "a b", "--output", "out.csv"],
+        ),
+        (["serve", "MODEL_PATH=a b", "ARGS=--port 5002"], ["serve", "--model", "a b", "--port", "5002"]),
+        (["export"], ["export", "--format", "onnx"]),
+        (["export", "FORMAT=torch_export", "MODEL_PATH=a b"], ["export", "--format", "torch_export", "--model", "a b"]),
+    ],
+)
+def test_texts_and_paths_arrive_as_they_are(built: Path, arguments: list[str], expected: list[str]) -> None:
+    result = run_make(built, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (built / "arguments.txt").read_text().splitlines() == ["-m", "sweeper", *expected]
 
 
 def test_args_reach_pytest(built: Path) -> None:

@@ -13,7 +13,7 @@ from sweeper.data.request import DataRequest
 from sweeper.data.table_files import Table, cell_text
 from sweeper.errors import ConfigError, near_matches
 
-__all__ = ["IMAGE_SUFFIXES", "Columns", "find_columns", "input_column"]
+__all__ = ["IMAGE_SUFFIXES", "Columns", "find_columns", "holds_images", "input_column"]
 
 #: Endings of files that are taken for images, in any case.
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -98,6 +98,11 @@ def find_columns(request: DataRequest, table: Table) -> Columns:
         group=asked["group_column"],
         split=asked["split_column"],
     )
+
+
+def holds_images(table: Table) -> bool:
+    """Whether one of its columns holds names of image files, so that it is a table of images."""
+    return bool(_of_images(table, list(table.frame.columns)))
 
 
 def input_column(table: Table, kind: str, name: str | None) -> str:

@@ -183,7 +183,7 @@ def _place_virtual_tokens(block: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _placed(matrix: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """States (batch, virtual + tokens, width) whose first positions are ``matrix`` (virtual, width)."""
-    first = matrix.to(states.dtype).expand(len(states), -1, -1)
+    first = matrix.to(states.dtype).expand(states.shape[0], -1, -1)
     return torch.cat([first, states[:, len(matrix) :]], 1)
 
 
@@ -195,19 +195,19 @@ def _prepend(embedding: Any, number: int, inputs: Mapping[str, Any]) -> dict[str
     virtual = getattr(embedding, "virtual_tokens", None)
     if virtual is None:
         virtual = tokens.new_zeros(number, tokens.shape[-1])  # a place that every block fills anew
-    virtual = virtual.to(tokens.dtype).expand(len(tokens), -1, -1)
+    virtual = virtual.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
     mask = rest.pop("attention_mask", None)
     mask = torch.ones_like(ids) if mask is None else mask
     extended = {
         "inputs_embeds": torch.cat([virtual, tokens], 1),
-        "attention_mask": torch.cat([mask.new_ones(len(ids), number), mask], 1),
+        "attention_mask": torch.cat([mask.new_ones(ids.shape[0], number), mask], 1),
     }
     if "token_type_ids" in rest:
         types = rest.pop("token_type_ids")
-        extended["token_type_ids"] = torch.cat([types.new_zeros(len(types), number), types], 1)
+        extended["token_type_ids"] = torch.cat([types.new_zeros(types.shape[0], number), types], 1)
     if "position_ids" in rest:
         positions = rest.pop("position_ids")
-        first = torch.arange(number, dtype=positions.dtype, device=positions.device).expand(len(positions), -1)
+        first = torch.arange(number, dtype=positions.dtype, device=positions.device).expand(positions.shape[0], -1)
         extended["position_ids"] = torch.cat([first, positions + number], 1)
     return {**extended, **rest}
 

@@ -194,7 +194,7 @@ def pool(
             raise ValueError("pooling='native': this backbone has no pooler; allowed are mean, first, max")
         order = torch.arange(states.shape[1], device=states.device)
         last = (attention_mask.bool() * order).argmax(1)
-        return states[torch.arange(len(states), device=states.device), last]
+        return states[torch.arange(states.shape[0], device=states.device), last]
     mask = attention_mask.unsqueeze(-1)
     if kind == "mean":
         mask = mask.to(states.dtype)

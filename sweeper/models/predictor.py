@@ -155,12 +155,18 @@ class Predictor:
             pixels = [self._preprocessing.geometry(_image(item)) for item in inputs]
             return {"pixel_values": self._preprocessing.normalise(torch.stack(pixels))}
         parts = list(zip(*inputs, strict=True)) if isinstance(inputs[0], tuple) else [inputs]
-        known = (self.manifest.max_length, getattr(self.model.config, "max_position_embeddings", None))
-        limit = min([self.processor.model_max_length, *(length for length in known if length)])
-        cut = {"truncation": True, "max_length": limit} if limit < NO_LIMIT else {}
+        limit = self.max_tokens
+        cut: dict[str, Any] = {} if limit is None else {"truncation": True, "max_length": limit}
         encoded = self.processor(*map(list, parts), padding=True, return_tensors="pt", **cut)
         accepted = signature(self.model.forward).parameters
         return {name: tensor for name, tensor in encoded.items() if name in accepted}
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Where texts are cut; ``None`` = nowhere."""
+        known = (self.manifest.max_length, getattr(self.model.config, "max_position_embeddings", None))
+        limit = min([self.processor.model_max_length, *(length for length in known if length)])
+        return int(limit) if limit < NO_LIMIT else None
 
     @cached_property
     def _preprocessing(self) -> Preprocessing:

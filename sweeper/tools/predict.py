@@ -19,7 +19,15 @@ from sweeper.winners import chosen_model
 if TYPE_CHECKING:
     from sweeper.models.predictor import Predictor
 
-__all__ = ["add_arguments", "add_model_arguments", "load_predictor", "run"]
+__all__ = [
+    "add_arguments",
+    "add_input_arguments",
+    "add_model_arguments",
+    "check_input",
+    "load_predictor",
+    "run",
+    "usable_inputs",
+]
 
 CHUNK = 256  # rows between two writes
 WRITTEN = {".csv": "csv", ".jsonl": "jsonl"}
@@ -29,17 +37,9 @@ SHOWN = 60  # letters of an input on the terminal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="texts; of a model of images, their files")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        metavar="PATH",
-        help="a table (.csv, .jsonl, .parquet), a text file with a text in each line, an image, or a folder of images",
-    )
+    add_input_arguments(parser)
     add_model_arguments(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write a table there: .csv or .jsonl")
-    parser.add_argument("--text-column", metavar="NAME", help="of the table, where it is not clear")
-    parser.add_argument("--second-text-column", metavar="NAME", help="of a model of pairs")
-    parser.add_argument("--image-column", metavar="NAME", help="of the table: paths of images, seen from its folder")
     parser.add_argument("--all-scores", action="store_true", help="a column of scores for each label")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="inputs at a time (default: 32)")
 
@@ -50,6 +50,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=Path, metavar="FOLDER", help="a saved model (default: what the newest report chose)"
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="FOLDER", help="default: outputs")
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where inputs are read from, if not from the command line."""
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="a table (.csv, .jsonl, .parquet), a text file with a text in each line, an image, or a folder of images",
+    )
+    parser.add_argument("--text-column", metavar="NAME", help="of the table, where it is not clear")
+    parser.add_argument("--second-text-column", metavar="NAME", help="of a model of pairs")
+    parser.add_argument("--image-column", metavar="NAME", help="of the table: paths of images, seen from its folder")
 
 
 def load_predictor(arguments: argparse.Namespace) -> Predictor:
@@ -90,8 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--output {arguments.output}: its name must end in {' or '.join(WRITTEN)}")
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size {arguments.batch_size}: must be at least 1")
-    if arguments.input is not None and not arguments.input.exists():
-        raise ConfigError(f"--input {arguments.input}: no such file or folder", "Check the path.")
+    check_input(arguments)
     predictor = load_predictor(arguments)
     rows = _given(predictor, arguments.inputs) if arguments.inputs else _read(predictor, arguments)
     unusable = 0
@@ -104,6 +116,28 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"without a prediction: {unusable} of {len(rows.inputs)} rows, empty or unreadable", file=sys.stderr)
     if arguments.output is not None:
         print(f"{len(rows.inputs)} rows written to {arguments.output}", file=sys.stderr)
+
+
+def check_input(arguments: argparse.Namespace) -> None:
+    """See that ``--input``, where it is given, is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if arguments.input is not None and not arguments.input.exists():
+        raise ConfigError(f"--input {arguments.input}: no such file or folder", "Check the path.")
+
+
+def usable_inputs(predictor: Predictor, arguments: argparse.Namespace) -> list[Any]:
+    """The inputs in ``--input`` that can be read, as :meth:`Predictor.encode` takes them.
+
+    Raises:
+        ConfigError: a column is missing.
+        DataError: the input cannot be read.
+    """
+    inputs = _read(predictor, arguments).inputs
+    images = predictor.manifest.modality == "image"
+    return [item for item in (map(_opened, inputs) if images else inputs) if item is not None]
 
 
 @dataclass
@@ -243,8 +277,8 @@ def _csv(file: TextIO) -> Callable[[list[dict[str, Any]]], None]:
 def _jsonl(file: TextIO) -> Callable[[list[dict[str, Any]]], None]:
     def write(rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            file.write(json.dumps({name: None if value == "" else value for name, value in row.items()}, default=str))
-            file.write("\n")
+            values = {name: None if value == "" else value for name, value in row.items()}
+            file.write(f"{json.dumps(values, default=str, ensure_ascii=False)}\n")
         file.flush()
 
     return write

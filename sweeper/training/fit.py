@@ -23,7 +23,7 @@ from sweeper.training.boundary_cache import Attached, BoundaryCache
 from sweeper.training.checkpoints import Checkpoints
 from sweeper.training.dropout import PooledDropout
 from sweeper.training.head import train_head
-from sweeper.training.memory import peak_memory_mb, reset_peak_memory
+from sweeper.training.memory import keep_memory, peak_memory_mb, reset_peak_memory
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import autocast, device, frozen_weights_cast
 from sweeper.training.recorder import EpochRecord, EpochRecorder
@@ -137,6 +137,7 @@ def fit(
     stages = strategy.stages(layout)
     order = torch.Generator().manual_seed(seed)
     started = time.perf_counter()
+    keep_memory()
     recorded_seconds = resumed_seconds = resumed_peak = 0.0
     number = first = 0
     if checkpoints is not None:
@@ -347,6 +348,7 @@ def predict(
         precision: see :class:`TrainerSettings`.
         on_step: called between batches; may raise to end it (interruption).
     """
+    keep_memory()
     model.to(device()).eval()
     parts = []
     with _attached(data, model, on_step) as attached, torch.no_grad():

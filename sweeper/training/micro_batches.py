@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sweeper.faults import is_out_of_memory
+from sweeper.training.memory import give_back_memory
 
 __all__ = ["Halving", "batch_parts", "release_memory"]
 
@@ -71,3 +72,4 @@ def release_memory() -> None:
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
+    give_back_memory()

@@ -47,7 +47,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Pa
 def test_a_sweep_ends_with_its_table_report_and_next_step(swept: tuple[Path, str]) -> None:
     output, text = swept
     assert re.search(r"lora +[\d,]+ +0\.\d{3} +\[0\.\d{3}, 0\.\d{3}\]", text), text
-    assert f"mlflow ui --backend-store-uri sqlite:///{output}/mlflow.db --host 127.0.0.1" in text
+    assert f"MLflow UI: thawline ui --output-dir {output}" in text
     path = Path(re.search(r"Report: +(\S+)", text).group(1))  # type: ignore[union-attr]
     assert path.is_relative_to(output)
     assert path.read_text().startswith("# ")

@@ -1,0 +1,205 @@
+"""Sweeps from Python: the commands of the command line as functions, for notebooks and scripts.
+
+from sweeper import compare
+result = compare(["frozen", "lora"], dataset=frame, trials=10)
+result                       # the report, in a notebook
+result.table                 # a row for each strategy and floor
+result.predictor().predict(["a triumph from start to finish"])
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper.config import config_dir, register, users_config_dir
+from sweeper.errors import StudyError
+from sweeper.hashing import digest
+from sweeper.invocation import interpret
+from sweeper.overrides import composed
+from sweeper.winners import model_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    import reports
+    from sweeper.models.predictor import Predictor
+
+__all__ = ["Result", "compare", "sweep"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a comparison came to.
+
+    Attributes:
+        report: that was written; a notebook shows it whole.
+        model_path: the folder of the chosen model; ``None`` where nothing was chosen.
+        tracking_uri: MLflow's address.
+    """
+
+    report: reports.Report
+    model_path: Path | None
+    tracking_uri: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The report's table: a row for each strategy and floor, with intervals, parameters and cost."""
+        return self.report.table
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """Every trial and final as MLflow holds it: a row each."""
+        import pandas as pd
+
+        import reports
+
+        name = self.report.comparison
+        if reports.is_curve(self.tracking_uri, name):
+            return pd.concat([part.runs for part in reports.load_curve(self.tracking_uri, name)], ignore_index=True)
+        return reports.load_comparison(self.tracking_uri, name).runs
+
+    def predictor(self) -> Predictor:
+        """The chosen model, ready for texts or images.
+
+        Raises:
+            StudyError: nothing was chosen.
+        """
+        from sweeper.models.predictor import Predictor
+
+        if self.model_path is None:
+            raise StudyError("no model was chosen", "The report says why.")
+        return Predictor.load(self.model_path)
+
+    def __str__(self) -> str:
+        """The answer, and where the report is."""
+        return f"{self.report.summary.replace('**', '')}\n{self.report.path}"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def sweep(
+    strategy: str = "lora",
+    *,
+    model: str | None = None,
+    dataset: str | Path | pd.DataFrame | None = None,
+    experiment: str | None = None,
+    trials: int | None = None,
+    output_dir: str | Path = "outputs",
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> Result:
+    """Search one strategy, retrain its best configuration with several seeds, test it and report.
+
+    The same as ``thawline sweep``: what was finished earlier is kept, so that the same call again trains nothing.
+
+    Args:
+        strategy: a name from ``conf/strategy/``.
+        model: a name from ``conf/model/``.
+        dataset: a name from ``conf/dataset/``, a file or folder of your own, or a table with a column of labels.
+        experiment: a recipe from ``conf/experiment/``.
+        trials: of the study.
+        output_dir: where everything goes.
+        overrides: further keys, ``{"trainer.epochs": 5}`` or ``["trainer.epochs=5"]``; they win.
+
+    Raises:
+        ThawlineError: as the command line says it.
+    """
+    chosen = [] if experiment is not None and strategy == "lora" else [f"strategy={strategy}"]
+    return _run("sweep", chosen, model, dataset, experiment, trials, output_dir, overrides)
+
+
+def compare(
+    strategies: Sequence[str] | None = None,
+    *,
+    model: str | None = None,
+    dataset: str | Path | pd.DataFrame | None = None,
+    experiment: str | None = None,
+    trials: int | None = None,
+    output_dir: str | Path = "outputs",
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> Result:
+    """Search several strategies with equal budgets, and report which one to choose.
+
+    Args:
+        strategies: names from ``conf/strategy/``, or ``["all"]``; ``None`` = the experiment's, else frozen, lora,
+            partial and full.
+        model: see :func:`sweep`, and so for the others.
+        dataset: see there.
+        experiment: see there.
+        trials: of each study.
+        output_dir: see there.
+        overrides: see there.
+
+    Raises:
+        ThawlineError: as the command line says it; the first error of a study, once the others are done.
+    """
+    chosen = [] if strategies is None else [f"strategy={','.join(strategies)}"]
+    return _run("compare", chosen, model, dataset, experiment, trials, output_dir, overrides)
+
+
+def _run(
+    command: str,
+    chosen: list[str],
+    model: str | None,
+    dataset: str | Path | pd.DataFrame | None,
+    experiment: str | None,
+    trials: int | None,
+    output_dir: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> Result:
+    from sweeper import commands
+
+    given = [f"experiment={experiment}"] if experiment is not None else []
+    given += chosen
+    given += [f"model={model}"] if model is not None else []
+    given += [] if dataset is None else _dataset(dataset, Path(output_dir))
+    if model is None and "dataset=image_folder" in given:
+        given.append("model=efficientnet_lite0")
+    given += [f"study.n_trials={trials}"] if trials is not None else []
+    given += [f"output_dir={json.dumps(str(output_dir))}"]
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={_value(value)}" for key, value in overrides.items()]
+    given += overrides
+    register()
+    extra_dir = users_config_dir()
+    asked = interpret(command, given, extra_dir)
+    configs = composed(asked.overrides, config_dir(), extra_dir)
+    reported = commands.run(configs, asked.text, skip_inapplicable=asked.everything)
+    if not reported:
+        raise StudyError(
+            "nothing was reported: a dry run, nothing to train, or final.seeds=0, which leaves out the test split",
+            "Name a strategy that trains, or raise final.seeds.",
+        )
+    report, folder = reported[-1], None
+    if report.chosen is not None:
+        folder = model_folder(Path(output_dir), report.chosen[0])
+    return Result(report, folder, commands.tracking_uri(configs[0]))
+
+
+def _dataset(given: str | Path | pd.DataFrame, output_dir: Path) -> list[str]:
+    """The overrides that name a dataset of ours, a file or folder, or a table, which is stored first."""
+    import pandas as pd
+
+    from sweeper.data.table_files import SUFFIXES
+
+    if isinstance(given, pd.DataFrame):
+        content = pd.util.hash_pandas_object(given, index=False).to_numpy().tobytes().hex()
+        path = output_dir / "data" / f"frame-{digest([content, list(map(str, given.columns))], 8)}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        given.rename(columns=str).to_parquet(path, index=False)
+        return ["dataset=csv", f"dataset.path={json.dumps(str(path))}"]
+    path = Path(given)
+    if path.is_dir():
+        return ["dataset=image_folder", f"dataset.path={json.dumps(str(path))}"]
+    if isinstance(given, Path) or any(suffix in path.suffixes for suffix in SUFFIXES):
+        return ["dataset=csv", f"dataset.path={json.dumps(str(path))}"]
+    return [f"dataset={given}"]
+
+
+def _value(value: Any) -> str:
+    """A value as an override has it: a text that Hydra's grammar would take apart is quoted."""
+    return "null" if value is None else json.dumps(value, ensure_ascii=False)
