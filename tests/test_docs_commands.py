@@ -24,9 +24,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sweeper.__main__ import ALL, COMPARED
 from sweeper.config import check, config_dir, register, users_config_dir
-from sweeper.overrides import compared, for_strategies, group_options, variant
+from sweeper.invocation import interpret
+from sweeper.overrides import group_options
 from sweeper.search_space import parse_strategy
 from sweeper.tools import TOOLS
 from sweeper.tools import main as run_tool
@@ -173,19 +173,11 @@ def composed(call: Call) -> Call:
     overrides = list(call.overrides)
     if "-m" in call.flags:  # one job of several
         overrides = [word.split(",")[0] for word in overrides if not word.startswith("hydra")]
-    if call.command == "report":
-        overrides = [re.sub(r"(report\.comparison=)(.*,.*)", r"\1[\2]", word) for word in overrides]
-    variants = [overrides]
+    variants = interpret(call.command, overrides, extra, check=False).overrides
     if call.command == "compare":
-        given = [word.partition("=")[2] for word in overrides if word.startswith("strategy=")]
-        entries = given[-1].split(",") if given else compared(overrides, config_dir(), extra) or COMPARED
-        names = [entry if isinstance(entry, str) else entry["strategy"] for entry in entries if entry != ALL]
-        unknown = set(names) - set(group_options("strategy", [config_dir()]))
+        unknown = {each[0].partition("=")[2] for each in variants} - set(group_options("strategy", [config_dir()]))
         assert not unknown, f"no such strategies: {unknown}"
-        shared = [word for word in overrides if not word.startswith("strategy=")]
-        own = [variant(entry) for entry in ([*COMPARED] if entries == [ALL] else entries)]
-        variants = for_strategies(shared, own, config_dir(), extra)
-        if not any(word.startswith("strategy.") for word in shared):
+        if not any(word.startswith("strategy.") for word in overrides):
             variants = variants[:1]  # what they share is checked once
     register()
     path = [f"hydra.searchpath=[file://{Path(extra).resolve()}]"] if extra else []
