@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from strategies import STRATEGIES
 from sweeper.data import load_dataset
-from sweeper.errors import ExportError
+from sweeper.errors import ConfigError, ExportError
 from sweeper.models import export as exporting
 from sweeper.models.export import export
+from sweeper.models.export_folder import prepare, steps_of
 from sweeper.models.predictor import Manifest, Predictor
+from sweeper.models.pretrained import load_model
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
 from sweeper.tools import main as run_tool
