@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 from sweeper.tools.predict import add_model_arguments
 from sweeper.tools.ui import HOST, check_port
@@ -48,10 +50,20 @@ def run(arguments: argparse.Namespace) -> None:
         command += ["--env-manager", "local", "--host", HOST, "--port", str(arguments.port), "--workers", "1"]
         # MLflow looks for uvicorn on the path, which need not hold this environment.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with subprocess.Popen(command, env=environment) as server:
-            try:
-                status = server.wait()
-            except KeyboardInterrupt:  # the server was told by the same key
-                status = server.wait()
-    sys.exit(max(status, 0))
+        sys.exit(_run(command, {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}))
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command to its end, which Ctrl-C or SIGTERM brings to it and all that it started; its status."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with subprocess.Popen(command, env=environment, process_group=0) as server:
+        try:
+            return max(server.wait(), 0)
+        except KeyboardInterrupt:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+            return 0

@@ -91,5 +91,8 @@ def test_a_sweep_registers_what_it_chose_and_the_scoring_server_answers(tiny_che
                     time.sleep(1)
         finally:
             server.terminate()
+    assert server.wait(60) == 0
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(request, timeout=5)
     labels = [row["label"] for row in answer["predictions"]]
     assert labels == Predictor.load(next((tmp_path / "models").glob("*/"))).predict(["a triumph", ""])["label"].tolist()
