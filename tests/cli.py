@@ -32,8 +32,9 @@ _PROCESSES.set_forkserver_preload(["sweeper.__main__", "sweeper.commands", "swee
 
 
 def command(output: Path, *arguments: str) -> list[str]:
-    """The arguments of a process started from a shell, writing to ``output``."""
-    return [sys.executable, "-m", "sweeper", *arguments, f"output_dir={output}"]
+    """The arguments of a process started from a shell, writing to ``output``; models are registered where asked for."""
+    registers = [] if any(item.startswith("tracking.register=") for item in arguments) else ["tracking.register=false"]
+    return [sys.executable, "-m", "sweeper", *arguments, *registers, f"output_dir={output}"]
 
 
 def run(output: Path, *arguments: str, status: int = 0, cwd: Path | None = None) -> str:

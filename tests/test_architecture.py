@@ -14,7 +14,10 @@ FORBIDDEN = {
     "reports": {"torch", "optuna", "transformers", "peft", "accelerate", "hydra", "omegaconf", "strategies"},
 }
 #: What few files of ``sweeper`` import -> those files.
-RESERVED = {"mlflow": {"sweeper/tracking.py", "sweeper/registry.py"}, "reports": {"sweeper/commands.py"}}
+RESERVED = {
+    "mlflow": {"sweeper/tracking.py", "sweeper/registry.py"},
+    "reports": {"sweeper/commands.py", "sweeper/api.py"},
+}
 #: What ``reports`` uses of the engine.
 SHARED = ("sweeper.schema", "sweeper.errors", "sweeper.files")
 

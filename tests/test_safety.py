@@ -81,5 +81,6 @@ def test_what_could_run_code_is_found(source: str) -> None:
 
 def test_make_ui_serves_this_machine_and_nothing_is_told_to_others(repository: Path) -> None:
     makefile = (repository / "Makefile").read_text()
-    assert "--host 127.0.0.1" in makefile and "0.0.0.0" not in makefile
+    assert "-m sweeper ui" in makefile and "0.0.0.0" not in makefile
+    assert 'HOST = "127.0.0.1"' in (repository / "sweeper" / "tools" / "ui.py").read_text()
     assert "export MLFLOW_DISABLE_TELEMETRY := true" in makefile

@@ -161,6 +161,7 @@ def _readme(predictor: Predictor, file: str, steps: Mapping[str, Any] | None) ->
     return _README.format(
         file=file,
         inputs=", ".join(f"`{name}`" for name in inputs),
+        warning="" if onnx else "torch.export reads it by pickle: load no such file whose maker you do not trust.\n",
         free="the batch size" if image else "batch size and number of tokens",
         packages=" ".join(["onnxruntime" if onnx else "torch", "pillow" if image else "transformers", "numpy"]),
         libraries="\n".join(libraries),
@@ -200,7 +201,7 @@ _README = """# An exported classifier
 
 `{file}` takes {inputs} and gives `logits`; {free} may vary.
 `thawline.json` holds the labels in the order of the logits, and the temperature by which their scores are calibrated.
-
+{warning}
 To run it in this folder, `pip install {packages}`, and
 
 ```python

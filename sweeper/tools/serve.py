@@ -46,7 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
         pack(folder, model)
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(model)]
         command += ["--env-manager", "local", "--host", HOST, "--port", str(arguments.port), "--workers", "1"]
-        with subprocess.Popen(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}) as server:
+        # MLflow looks for uvicorn on the path, which need not hold this environment.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with subprocess.Popen(command, env=environment) as server:
             try:
                 status = server.wait()
             except KeyboardInterrupt:  # the server was told by the same key

@@ -124,7 +124,7 @@ def test_the_same_command_again_trains_nothing(swept: tuple[Path, str], tiny: li
 
 
 def test_the_winner_is_saved_with_its_label_names(swept: tuple[Path, str]) -> None:
-    (folder,) = (swept[0] / "models").iterdir()
+    (folder,) = (swept[0] / "models").glob("*/")
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     assert model.config.id2label == {0: "rotten", 1: "fresh"}
     assert not [name for name, _ in model.named_parameters() if "lora" in name], "merged"
