@@ -225,7 +225,9 @@ def _hand_over(report: reports.Report, config: Config, console: Console) -> None
     for folder in Path(config.output_dir, "models").glob("*/"):  # no path is made of a name in records
         if folder.name in report.cards:
             written(folder / "README.md", report.cards[folder.name])
-    if report.chosen is not None:
+    if report.chosen is None:
+        note_chosen(Path(config.output_dir), report.comparison, None)
+    else:
         _note_chosen(report, config, console, *report.chosen)
     if config.hub.push is not None:
         _push(report, config, console)
@@ -234,9 +236,10 @@ def _hand_over(report: reports.Report, config: Config, console: Console) -> None
 def _note_chosen(report: reports.Report, config: Config, console: Console, study: str, run_id: str) -> None:
     """Say where the chosen model lies, note it for the commands that use one, and add it to MLflow's registry."""
     folder = model_folder(Path(config.output_dir), study)
-    if not folder.is_dir():  # runs that were made elsewhere
+    saved = folder.is_dir()  # else the runs were made elsewhere
+    note_chosen(Path(config.output_dir), report.comparison, study if saved else None)
+    if not saved:
         return
-    note_chosen(Path(config.output_dir), report.comparison, study)
     _say(f"Model:     {folder}", console)
     if not config.tracking.register:
         return

@@ -25,8 +25,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sweeper.config import check, config_dir, register, users_config_dir
-from sweeper.invocation import ALL, COMPARED
-from sweeper.overrides import compared, for_strategies, group_options, variant
+from sweeper.invocation import interpret
+from sweeper.overrides import group_options
 from sweeper.search_space import parse_strategy
 from sweeper.tools import TOOLS
 from sweeper.tools import main as run_tool
@@ -43,6 +43,8 @@ NOT_RUN = {
     r"make setup\b": "builds an environment, for minutes; tests/test_make.py looks at what it would do",
     r"(make|thawline) ui\b": "a server that stays; tests/sweeper/tools starts it",
     r"(make|thawline) export\b": "a model that a sweep saved; tests/sweeper/models/test_export.py exports some",
+    r"(make|thawline) serve\b": "likewise; tests/sweeper/test_registry.py starts it",
+    r"thawline predict .*--model outputs/": "a model of some sweep on images",
     r"make bench\b": "takes minutes; tests/benchmarks runs a tiny one",
     r"python -m benchmarks\.": "likewise",
     r"make sweep .*engine=ray": "a cluster, or GPUs; tests/sweeper/engine/test_ray.py starts clusters",
@@ -50,6 +52,7 @@ NOT_RUN = {
     r"(accelerate launch|torchrun) ": "a launcher's processes; tests/sweeper/engine/test_distributed.py starts them",
     r"python -m sweeper sweep -m hydra/launcher=": "launchers; tests/sweeper/test_cli.py runs them",
     r"make .*reference\.prompting\.base_url": "an endpoint; tests/sweeper/test_prompting.py serves one",
+    r"make .*hub\.push": "an upload; tests/sweeper/test_push.py has a hub for it",
     r"export ": "nothing to run",
     r"thawline init\b": "every other command here finds what it wrote: write_own_files runs it",
     r"eval ": "a shell's completion; tests/sweeper/test_completion.py presses its tab key",
@@ -145,8 +148,9 @@ def expanded(words: list[str], built: Path) -> list[list[str]]:
         [words[0], "-n", *words[1:]], cwd=built, env=clean_environment(), capture_output=True, text=True, timeout=30
     )
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if not line.lstrip().startswith("echo ")]
+    given = {f"${name}": value for name, _, value in (word.partition("=") for word in words[1:])}  # reaches the shell
+    lines = [shlex.split(line) for line in result.stdout.replace("\\\n", " ").splitlines()]
+    return [[given.get(word, word) for word in line] for line in lines if line[0] != "echo"]
 
 
 def call_of(words: list[str]) -> Call | ToolCall | None:
@@ -172,19 +176,11 @@ def composed(call: Call) -> Call:
     overrides = list(call.overrides)
     if "-m" in call.flags:  # one job of several
         overrides = [word.split(",")[0] for word in overrides if not word.startswith("hydra")]
-    if call.command == "report":
-        overrides = [re.sub(r"(report\.comparison=)(.*,.*)", r"\1[\2]", word) for word in overrides]
-    variants = [overrides]
+    variants = interpret(call.command, overrides, extra, check=False).overrides
     if call.command == "compare":
-        given = [word.partition("=")[2] for word in overrides if word.startswith("strategy=")]
-        entries = given[-1].split(",") if given else compared(overrides, config_dir(), extra) or COMPARED
-        names = [entry if isinstance(entry, str) else entry["strategy"] for entry in entries if entry != ALL]
-        unknown = set(names) - set(group_options("strategy", [config_dir()]))
+        unknown = {each[0].partition("=")[2] for each in variants} - set(group_options("strategy", [config_dir()]))
         assert not unknown, f"no such strategies: {unknown}"
-        shared = [word for word in overrides if not word.startswith("strategy=")]
-        own = [variant(entry) for entry in ([*COMPARED] if entries == [ALL] else entries)]
-        variants = for_strategies(shared, own, config_dir(), extra)
-        if not any(word.startswith("strategy.") for word in shared):
+        if not any(word.startswith("strategy.") for word in overrides):
             variants = variants[:1]  # what they share is checked once
     register()
     path = [f"hydra.searchpath=[file://{Path(extra).resolve()}]"] if extra else []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
-from sweeper.tools.predict import add_model_arguments
+from sweeper.tools.predict import add_model_arguments, said_of_model
 from sweeper.tools.ui import HOST, check_port
 from sweeper.winners import chosen_model
 
@@ -35,7 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     from sweeper.models.predictor import EXAMPLES, Manifest, columns
     from sweeper.registry import pack
 
-    manifest = Manifest.read(folder) or Manifest(modality="text")
+    with said_of_model(folder):
+        manifest = Manifest.of(folder)
     record = {name: EXAMPLES[manifest.modality] for name in columns(manifest)}
     url = f"http://{HOST}:{arguments.port}"
     print(f"model: {folder}\nServing it on {url} once Uvicorn runs; Ctrl-C stops it. Ask it by")
@@ -46,9 +49,22 @@ def run(arguments: argparse.Namespace) -> None:
         pack(folder, model)
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(model)]
         command += ["--env-manager", "local", "--host", HOST, "--port", str(arguments.port), "--workers", "1"]
-        with subprocess.Popen(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}) as server:
-            try:
-                status = server.wait()
-            except KeyboardInterrupt:  # the server was told by the same key
-                status = server.wait()
-    sys.exit(max(status, 0))
+        # MLflow looks for uvicorn on the path, which need not hold this environment.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        sys.exit(_run(command, {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}))
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command to its end, which Ctrl-C or SIGTERM brings to it and all that it started; its status."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with subprocess.Popen(command, env=environment, process_group=0) as server:
+        try:
+            return max(server.wait(), 0)
+        except KeyboardInterrupt:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+            return 0
