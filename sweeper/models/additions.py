@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["BottleneckAdapter", "WithAdditions"]
+__all__ = ["BottleneckAdapter", "WithAdditions", "max_positions"]
 
 
 class BottleneckAdapter(nn.Module):

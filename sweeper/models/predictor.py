@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .additions import max_positions
 from .classifier import Classifier
 from .preprocessing import Preprocessing, preprocessing_of, upright
 
@@ -174,7 +175,9 @@ class Predictor:
     @property
     def max_tokens(self) -> int | None:
         """Where texts are cut; ``None`` = nowhere."""
-        known = (self.manifest.max_length, getattr(self.model.config, "max_position_embeddings", None))
+        positions = max_positions(getattr(self.model, "backbone", self.model))
+        virtual = (getattr(self.model.config, "virtual_tokens", None) or {"number": 0})["number"]
+        known = (self.manifest.max_length, positions and positions - virtual)
         limit = min([self.processor.model_max_length, *(length for length in known if length)])
         return int(limit) if limit < NO_LIMIT else None
 
