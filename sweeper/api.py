@@ -9,17 +9,18 @@ result.predictor().predict(["a triumph from start to finish"])
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.config import config_dir, register, users_config_dir
-from sweeper.errors import StudyError
+from sweeper.errors import ConfigError, DataError, StudyError, near_matches
 from sweeper.hashing import digest
 from sweeper.invocation import interpret
-from sweeper.overrides import composed
+from sweeper.overrides import composed, config_folders, group_options
 from sweeper.winners import model_folder
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Result:
 
 
 def sweep(
-    strategy: str = "lora",
+    strategy: str | None = None,
     *,
     model: str | None = None,
     dataset: str | Path | pd.DataFrame | None = None,
@@ -97,7 +98,7 @@ def sweep(
     The same as ``thawline sweep``: what was finished earlier is kept, so that the same call again trains nothing.
 
     Args:
-        strategy: a name from ``conf/strategy/``.
+        strategy: a name from ``conf/strategy/``; ``None`` = the experiment's, else lora.
         model: a name from ``conf/model/``.
         dataset: a name from ``conf/dataset/``, a file or folder of your own, or a table with a column of labels.
         experiment: a recipe from ``conf/experiment/``.
@@ -108,7 +109,7 @@ def sweep(
     Raises:
         ThawlineError: as the command line says it.
     """
-    chosen = [] if experiment is not None and strategy == "lora" else [f"strategy={strategy}"]
+    chosen = [] if strategy is None and experiment is not None else [f"strategy={strategy or 'lora'}"]
     return _run("sweep", chosen, model, dataset, experiment, trials, output_dir, overrides)
 
 
@@ -153,19 +154,25 @@ def _run(
 ) -> Result:
     from sweeper import commands
 
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(
+            "several processes of a launcher: only the command line trains each run on all of them",
+            "accelerate launch -m sweeper sweep ...",
+        )
+    register()
+    extra_dir = users_config_dir()
+    named = group_options("dataset", config_folders(config_dir(), extra_dir))
     given = [f"experiment={experiment}"] if experiment is not None else []
     given += chosen
     given += [f"model={model}"] if model is not None else []
-    given += [] if dataset is None else _dataset(dataset, Path(output_dir))
-    if model is None and "dataset=image_folder" in given:
+    given += [] if dataset is None else _dataset(dataset, named, Path(output_dir))
+    if model is None and experiment is None and {"dataset=image_folder", "dataset=image_csv"} & set(given):
         given.append("model=efficientnet_lite0")
     given += [f"study.n_trials={trials}"] if trials is not None else []
-    given += [f"output_dir={json.dumps(str(output_dir))}"]
+    given += [f"output_dir={_value(str(output_dir))}"]
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={_value(value)}" for key, value in overrides.items()]
     given += overrides
-    register()
-    extra_dir = users_config_dir()
     asked = interpret(command, given, extra_dir)
     configs = composed(asked.overrides, config_dir(), extra_dir)
     reported = commands.run(configs, asked.text, skip_inapplicable=asked.everything)
@@ -174,32 +181,66 @@ def _run(
             "nothing was reported: a dry run, nothing to train, or final.seeds=0, which leaves out the test split",
             "Name a strategy that trains, or raise final.seeds.",
         )
-    report, folder = reported[-1], None
-    if report.chosen is not None:
-        folder = model_folder(Path(output_dir), report.chosen[0])
-    return Result(report, folder, commands.tracking_uri(configs[0]))
+    choices = [report.chosen[0] for report in reported if report.chosen is not None]
+    folder = model_folder(Path(configs[0].output_dir), choices[-1]) if choices else None
+    found = folder if folder is not None and folder.is_dir() else None
+    return Result(reported[-1], found, commands.tracking_uri(configs[0]))
 
 
-def _dataset(given: str | Path | pd.DataFrame, output_dir: Path) -> list[str]:
+def _dataset(given: str | Path | pd.DataFrame, named: Sequence[str], output_dir: Path) -> list[str]:
     """The overrides that name a dataset of ours, a file or folder, or a table, which is stored first."""
     import pandas as pd
 
-    from sweeper.data.table_files import SUFFIXES
-
     if isinstance(given, pd.DataFrame):
-        content = pd.util.hash_pandas_object(given, index=False).to_numpy().tobytes().hex()
-        path = output_dir / "data" / f"frame-{digest([content, list(map(str, given.columns))], 8)}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        given.rename(columns=str).to_parquet(path, index=False)
-        return ["dataset=csv", f"dataset.path={json.dumps(str(path))}"]
-    path = Path(given)
+        return ["dataset=csv", f"dataset.path={_value(str(_stored(given, output_dir)))}"]
+    if isinstance(given, str) and given in named:
+        return [f"dataset={given}"]
+    path = Path(given).expanduser()
     if path.is_dir():
-        return ["dataset=image_folder", f"dataset.path={json.dumps(str(path))}"]
-    if isinstance(given, Path) or any(suffix in path.suffixes for suffix in SUFFIXES):
-        return ["dataset=csv", f"dataset.path={json.dumps(str(path))}"]
-    return [f"dataset={given}"]
+        return ["dataset=image_folder", f"dataset.path={_value(str(path))}"]
+    if not path.is_file():
+        raise ConfigError(
+            f"dataset={given}: no such file or folder, and no dataset of that name; {near_matches(str(given), named)}",
+            "Give a path, one of these names, or a DataFrame.",
+        )
+    from sweeper.data.columns import holds_images
+    from sweeper.data.table_files import read_table
+
+    kind = "image_csv" if holds_images(read_table(path)) else "csv"
+    return [f"dataset={kind}", f"dataset.path={_value(str(path))}"]
+
+
+def _stored(frame: pd.DataFrame, output_dir: Path) -> Path:
+    """A table as a file, named by its content; labels and texts as text, as files of tables hold them."""
+    import pyarrow as pa
+
+    table = frame.rename(columns=str).reset_index(drop=True)
+    for name, column in table.items():
+        if column.dtype == object:
+            table[name] = column.map(str, na_action="ignore")
+    try:
+        content = table.to_csv(index=False)
+        path = output_dir / "data" / f"frame-{digest([content], 8)}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(path, index=False)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"the table cannot be stored: {error}", "Give columns of texts or numbers, each under its own name."
+        ) from error
+    return path
 
 
 def _value(value: Any) -> str:
-    """A value as an override has it: a text that Hydra's grammar would take apart is quoted."""
-    return "null" if value is None else json.dumps(value, ensure_ascii=False)
+    """A value in Hydra's grammar of overrides."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{_key(key)}:{_value(part)}' for key, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_value, value))}]"
+    if isinstance(value, str | Path):
+        text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+        return f"'{text}'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _key(key: object) -> str:
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key))

@@ -225,7 +225,9 @@ def _hand_over(report: reports.Report, config: Config, console: Console) -> None
     for folder in Path(config.output_dir, "models").glob("*/"):  # no path is made of a name in records
         if folder.name in report.cards:
             written(folder / "README.md", report.cards[folder.name])
-    if report.chosen is not None:
+    if report.chosen is None:
+        note_chosen(Path(config.output_dir), report.comparison, None)
+    else:
         _note_chosen(report, config, console, *report.chosen)
     if config.hub.push is not None:
         _push(report, config, console)
@@ -234,10 +236,12 @@ def _hand_over(report: reports.Report, config: Config, console: Console) -> None
 def _note_chosen(report: reports.Report, config: Config, console: Console, study: str, run_id: str) -> None:
     """Say where the chosen model lies, note it for the commands that use one, and add it to MLflow's registry."""
     folder = model_folder(Path(config.output_dir), study)
-    if not folder.is_dir():  # runs that were made elsewhere
+    saved = folder.is_dir()  # else the runs were made elsewhere
+    note_chosen(Path(config.output_dir), report.comparison, study if saved else None)
+    if not saved:
         return
-    note_chosen(Path(config.output_dir), report.comparison, study)
     _say(f"Model:     {folder}", console)
+    _say(f"{'':<10} thawline predict{_where(config)} ...", console)
     if not config.tracking.register:
         return
     from sweeper.registry import ALIAS, register  # takes a second
@@ -326,9 +330,14 @@ def _interval(row: Mapping[str, Any], split: str = "test") -> str:
     return "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
 
 
+def _where(config: Config) -> str:
+    """The flag by which other commands find the output folder; empty for the usual one."""
+    return "" if config.output_dir == "outputs" else f" --output-dir {quote(config.output_dir)}"
+
+
 def _ui_command(config: Config) -> str:
     if config.tracking.uri is None:
-        return "make ui" if config.output_dir == "outputs" else f"thawline ui --output-dir {quote(config.output_dir)}"
+        return f"thawline ui{_where(config)}"
     uri = redacted(config.tracking.uri)
     if uri.startswith("http"):
         return uri

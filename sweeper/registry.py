@@ -15,6 +15,7 @@ from typing import Any
 import sweeper.tracking  # noqa: F401  # sets what mlflow reads when it is imported
 from sweeper import schema
 from sweeper.errors import StudyError
+from sweeper.hub import MODEL_FILES
 from sweeper.models import additions, classifier, predictor, preprocessing
 from sweeper.models.predictor import Manifest
 from sweeper.secrets import redacted
@@ -76,7 +77,7 @@ def pack(folder: Path, path: Path, mlflow_model: Model | None = None) -> None:
         path: created.
         mlflow_model: what MLflow has recorded of it so far.
     """
-    manifest = Manifest.read(folder) or Manifest(modality="text")
+    manifest = Manifest.of(folder)
     columns = predictor.columns(manifest)
     example: dict[str, Any] = dict.fromkeys(columns, predictor.EXAMPLES[manifest.modality])
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,10 +86,15 @@ def pack(folder: Path, path: Path, mlflow_model: Model | None = None) -> None:
         (code / "__init__.py").touch()
         for module in (additions, classifier, predictor, preprocessing):
             shutil.copy(str(module.__file__), code)
+        data = Path(temporary, "model")
+        data.mkdir()
+        for file in folder.iterdir():  # no exports, no adapter, nothing of the user's own
+            if file.is_file() and MODEL_FILES.fullmatch(file.name):
+                (data / file.name).symlink_to(file.resolve())
         mlflow.pyfunc.save_model(
             str(path),
             loader_module=f"{_PACKAGE}.{predictor.__name__.rpartition('.')[2]}",
-            data_path=str(folder),
+            data_path=str(data),
             code_paths=[str(code)],
             signature=ModelSignature(
                 inputs=Schema([ColSpec("string", name) for name in columns]),
@@ -111,9 +117,13 @@ def _add(client: MlflowClient, folder: Path, name: str, run_id: str, weights: st
     described = Model(
         artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        pack(folder, Path(temporary, "model"), described)
-        client.log_model_artifacts(logged.model_id, str(Path(temporary, "model")))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            pack(folder, Path(temporary, "model"), described)
+            client.log_model_artifacts(logged.model_id, str(Path(temporary, "model")))
+    except Exception:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     added = client.create_model_version(

@@ -18,8 +18,13 @@ def model_folder(output_dir: Path, study: str) -> Path:
     return inside(output_dir / "models", study)
 
 
-def note_chosen(output_dir: Path, comparison: str, study: str) -> None:
-    """Note what a report chose, for the commands that use a model: the newest report's choice is theirs."""
+def note_chosen(output_dir: Path, comparison: str, study: str | None) -> None:
+    """Note what a report chose, for the commands that use a model: the newest report's choice is theirs.
+
+    ``None`` = nothing, or a model that is not in ``output_dir``.
+    """
+    if not (output_dir / "models").is_dir():
+        return
     text = json.dumps({"comparison": comparison, "study": study}, indent=2)
     written(output_dir / "models" / _CHOSEN, text + "\n")
 
@@ -43,13 +48,19 @@ def chosen_model(folder: Path | None, output_dir: Path) -> Path:
             )
         return folder
     try:
-        study = json.loads((output_dir / "models" / _CHOSEN).read_text(encoding="utf-8"))["study"]
-        found = model_folder(output_dir, study)
+        noted = json.loads((output_dir / "models" / _CHOSEN).read_text(encoding="utf-8"))
+        study, comparison = noted["study"], noted["comparison"]
+        found = None if study is None else model_folder(output_dir, study)
     except (OSError, ValueError, KeyError, TypeError):
         raise StudyError(
             f"no report in {output_dir} has chosen a model yet",
             "Run `thawline sweep` or `thawline compare` (`make sweep`) first, or name a saved model with --model.",
         ) from None
+    if found is None:
+        raise StudyError(
+            f"the newest report in {output_dir}, of {comparison}, chose no model that is saved there",
+            "The report says why; --model names a saved model.",
+        )
     if not (found / "config.json").is_file():
         raise StudyError(
             f"the chosen model is not in {found} any more",

@@ -24,10 +24,11 @@ from sweeper.files import reserved
 from sweeper.hashing import digest
 from sweeper.models.preprocessing import Preprocessing, upright
 
-__all__ = ["AUGMENTATIONS", "ImageEncoder", "StoredImage", "unreadable"]
+__all__ = ["AUGMENTATIONS", "BROKEN", "ImageEncoder", "StoredImage", "unreadable"]
 
 AUGMENTATIONS: Final = ("none", "light", "strong")
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+#: What decoding a damaged image raises.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ def unreadable(images: Sequence[StoredImage]) -> dict[int, str]:
     def problem(image: StoredImage) -> str:
         try:
             image.open()
-        except _BROKEN as error:
+        except BROKEN as error:
             return str(error) or type(error).__name__
         return ""
 
@@ -106,7 +107,7 @@ def _decoded(image: StoredImage) -> Image.Image:
     """
     try:
         return image.open()
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(
             f"image {image} cannot be read any more: {error}", "Put it back, or leave it out of the data."
         ) from error

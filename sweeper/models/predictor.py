@@ -91,6 +91,16 @@ class Manifest:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
+    @classmethod
+    def of(cls, folder: str | Path) -> Manifest:
+        """That of a folder, or what can be told of a checkpoint without one.
+
+        Raises:
+            ValueError: it is damaged, or of a later format.
+        """
+        texts = Path(folder, "tokenizer_config.json").is_file()
+        return cls.read(folder) or cls(modality="text" if texts else "image")
+
     def write(self, folder: str | Path) -> None:
         """Write it into a folder."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False)
@@ -129,8 +139,8 @@ class Predictor:
         if not Path(folder, "config.json").is_file():
             raise OSError(f"{folder} holds no saved model (no config.json)")
         settings, _ = PretrainedConfig.get_config_dict(folder)
-        texts = Path(folder, "tokenizer_config.json").is_file()
-        manifest = Manifest.read(folder) or Manifest(modality="text" if texts else "image")
+        manifest = Manifest.of(folder)
+        texts = manifest.modality == "text"
         auto: Any = AutoModelForSequenceClassification if texts else AutoModelForImageClassification
         own = settings.get("model_type") == Classifier.config_class.model_type
         model: Any = (Classifier if own else auto).from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)

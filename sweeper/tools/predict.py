@@ -6,7 +6,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "check_input",
     "load_predictor",
     "run",
+    "said_of_model",
     "usable_inputs",
 ]
 
@@ -76,15 +77,26 @@ def load_predictor(arguments: argparse.Namespace) -> Predictor:
 
     folder = chosen_model(arguments.model, arguments.output_dir)
     quieten_libraries()
-    try:
+    with said_of_model(folder):
         predictor = Predictor.load(folder)
+    print(f"model: {folder}", file=sys.stderr)
+    return predictor
+
+
+@contextmanager
+def said_of_model(folder: Path) -> Iterator[None]:
+    """Say what is wrong with a saved model that cannot be read.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"the model in {folder} cannot be read: {reason}", "Name another with --model, or train it again."
         ) from error
-    print(f"model: {folder}", file=sys.stderr)
-    return predictor
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -100,22 +112,29 @@ def run(arguments: argparse.Namespace) -> None:
             'Give texts (thawline predict "a triumph"), or --input with a file or a folder.',
         )
     if arguments.output is not None and arguments.output.suffix not in WRITTEN:
-        raise ConfigError(f"--output {arguments.output}: its name must end in {' or '.join(WRITTEN)}")
+        raise ConfigError(
+            f"--output {arguments.output}: its name must end in {' or '.join(WRITTEN)}", "Name a file that does."
+        )
     if arguments.batch_size < 1:
-        raise ConfigError(f"--batch-size {arguments.batch_size}: must be at least 1")
+        raise ConfigError(f"--batch-size {arguments.batch_size}: must be at least 1", "The default is 32.")
     check_input(arguments)
     predictor = load_predictor(arguments)
     rows = _given(predictor, arguments.inputs) if arguments.inputs else _read(predictor, arguments)
+    if rows.cells and (names := _added(rows.cells[0], ()))[0] != "prediction":
+        print(f"the input has columns of these names already: ours are {' and '.join(names)}", file=sys.stderr)
     unusable = 0
-    with _writer(arguments.output, arguments.input is not None) as write:
-        for start in range(0, len(rows.inputs), CHUNK):
-            chunk = rows.part(start, start + CHUNK)
+    # Decoded images are large; texts are sorted by length within a part.
+    size = arguments.batch_size if predictor.manifest.modality == "image" else max(CHUNK, arguments.batch_size)
+    with _writer(arguments.output, arguments.input is not None or arguments.all_scores) as write:
+        for start in range(0, len(rows.inputs), size):
+            chunk = rows.part(start, start + size)
             unusable += _predict(predictor, chunk, arguments)
             write(chunk.cells)
     if unusable:
         print(f"without a prediction: {unusable} of {len(rows.inputs)} rows, empty or unreadable", file=sys.stderr)
     if arguments.output is not None:
-        print(f"{len(rows.inputs)} rows written to {arguments.output}", file=sys.stderr)
+        number = len(rows.inputs)
+        print(f"{number} {'row' if number == 1 else 'rows'} written to {arguments.output}", file=sys.stderr)
 
 
 def check_input(arguments: argparse.Namespace) -> None:
@@ -125,7 +144,7 @@ def check_input(arguments: argparse.Namespace) -> None:
         ConfigError: it is not.
     """
     if arguments.input is not None and not arguments.input.exists():
-        raise ConfigError(f"--input {arguments.input}: no such file or folder", "Check the path.")
+        raise ConfigError(f"--input {arguments.input}: no such file or folder", f"Seen from {Path.cwd()}.")
 
 
 def usable_inputs(predictor: Predictor, arguments: argparse.Namespace) -> list[Any]:
@@ -137,7 +156,7 @@ def usable_inputs(predictor: Predictor, arguments: argparse.Namespace) -> list[A
     """
     inputs = _read(predictor, arguments).inputs
     images = predictor.manifest.modality == "image"
-    return [item for item in (map(_opened, inputs) if images else inputs) if item is not None]
+    return [item for item in inputs if item is not None and not (images and _opened(item) is None)]
 
 
 @dataclass
@@ -155,18 +174,22 @@ def _predict(predictor: Predictor, rows: _Rows, arguments: argparse.Namespace) -
     """Add ``prediction`` and ``score`` to the cells; how many rows have none."""
     inputs = [_opened(item) for item in rows.inputs] if predictor.manifest.modality == "image" else rows.inputs
     usable = [place for place, item in enumerate(inputs) if item is not None]
+    names = _added(rows.cells[0], predictor.labels if arguments.all_scores else ())
     for cells in rows.cells:
-        cells |= {"prediction": "", "score": ""}
+        cells |= dict.fromkeys(names, "")
     if usable:
         probabilities = predictor.probabilities([inputs[place] for place in usable], arguments.batch_size)
         for place, found in zip(usable, probabilities.tolist(), strict=True):
             best = max(range(len(found)), key=found.__getitem__)
-            rows.cells[place] |= {"prediction": predictor.labels[best], "score": round(found[best], 4)}
-            if arguments.all_scores:
-                rows.cells[place] |= {
-                    f"score_{label}": round(score, 4) for label, score in zip(predictor.labels, found, strict=True)
-                }
+            values = [predictor.labels[best], *(round(score, 4) for score in (found[best], *found))]
+            rows.cells[place] |= dict(zip(names, values, strict=False))
     return len(inputs) - len(usable)
+
+
+def _added(given: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    """Names of the columns that are added: the prediction, its score, and the score of each label that is named."""
+    names = ["prediction", "score", *(f"score_{label}" for label in labels)]
+    return [f"thawline_{name}" for name in names] if set(names) & set(given) else names
 
 
 def _given(predictor: Predictor, inputs: Sequence[str]) -> _Rows:
@@ -196,7 +219,7 @@ def _read(predictor: Predictor, arguments: argparse.Namespace) -> _Rows:
         return _images([path])
     if not images and path.suffix == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}", "Store it as UTF-8, a text in each line.") from error
         return _Rows([line if line.strip() else None for line in lines], [{"text": line} for line in lines])
@@ -229,15 +252,13 @@ def _images(paths: Sequence[Path]) -> _Rows:
 
 def _opened(path: Path | None) -> Any:
     """The decoded image; ``None`` where there is none that can be read."""
-    from PIL import Image
+    from sweeper.data.images import BROKEN, StoredImage
 
     if path is None:
         return None
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return StoredImage(path).open()
+    except BROKEN:
         return None
 
 
@@ -287,7 +308,7 @@ def _jsonl(file: TextIO) -> Callable[[list[dict[str, Any]]], None]:
 def _lines(rows: list[dict[str, Any]]) -> None:
     width = max(len(row["prediction"]) for row in rows)
     for row in rows:
-        given = next(iter(row.values()))
+        given = " | ".join(text for name, text in row.items() if name in ("text", "text_pair", "image"))
         shown = given if len(given) <= SHOWN else f"{given[: SHOWN - 1]}…"
         score = "" if row["score"] == "" else f"{row['score']:.3f}"
         print(f"{row['prediction']:{width}}  {score:5}  {shown}")

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from sweeper.tools.predict import add_model_arguments
+from sweeper.tools.predict import add_model_arguments, said_of_model
 from sweeper.tools.ui import HOST, check_port
 from sweeper.winners import chosen_model
 
@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     from sweeper.models.predictor import EXAMPLES, Manifest, columns
     from sweeper.registry import pack
 
-    manifest = Manifest.read(folder) or Manifest(modality="text")
+    with said_of_model(folder):
+        manifest = Manifest.of(folder)
     record = {name: EXAMPLES[manifest.modality] for name in columns(manifest)}
     url = f"http://{HOST}:{arguments.port}"
     print(f"model: {folder}\nServing it on {url} once Uvicorn runs; Ctrl-C stops it. Ask it by")
