@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -30,7 +30,15 @@ PUBLISHED = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
 }
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_PATH = re.compile(r"(?<![\w.:/~-])~?/(?:[^\s/'\"`,;()<>\[\]]+/)+([^\s/'\"`,;()<>\[\]]*)")
+_PART = r"[^\s/\\'\"`,;|(){}<>\[\]]+"
+_BEGIN = r"(?<![\w/\\.~-])"  # not within a word, an address of the web or another path
+#: What begins as only paths do: sqlite:////a, file:/a, C:/a, a Windows server, ~/a (or escaped), ../a.
+_ROOT = (
+    r"(?:[A-Za-z][\w+]*:/{3,}|file:/+|[A-Za-z]:[\\/]+|\\{2,}(?=[^\s\\/]+[\\/])"
+    r"|\\?~(?:[A-Za-z_][\w.-]*)?[\\/]+|(?:\.{1,2}[\\/]+)+)"
+)
+#: /a/b and //server/a are paths, /a alone and what follows https: are none.
+_PATH = rf"{_BEGIN}(?:{_ROOT}(?:{_PART}[\\/]+)*|(?:(?<!:)/+|/(?!/))(?:{_PART}[\\/]+)+)(?:{_PART})?"
 #: Of the command that trains a model: where its maker's records, workers and folders are.
 _PRIVATE = re.compile(r"\+*(hub|tracking|engine|cache|reference|study\.storage|output_dir|verbosity)[.=]")
 _FEW_LABELS = 12
@@ -59,42 +67,65 @@ def model_cards(
         repository: ``user/name`` on the hub, where the chosen one goes there.
     """
     rows = {str(row["strategy"]): row for _, row in table[table["kind"] == "strategy"].iterrows()}
+    cut = _cutter(loaded)
     cards = {}
     for _, study in loaded.studies.iterrows():
         row = rows[str(study["label"])]
         if not is_missing(row["test_accuracy"]):
             place = repository if study["label"] == verdict.chosen else None
-            context = _context(loaded, study, row, table, verdict, warnings, confidence, place)
-            text = filled("model_card.md.j2", {**shared, **context})
-            cards[str(study["study"])] = without_paths(text, _paths(loaded))
+            context = _context(loaded, study, row, table, verdict, warnings, confidence, place, cut)
+            cards[str(study["study"])] = filled(
+                "model_card.md.j2", {**shared, **context, "shifted": cut(shared["shifted"])}
+            )
     return cards
 
 
-def without_paths(text: str, known: Sequence[str] = ()) -> str:
-    """The text with folders and addresses of this machine taken out; of each path its last part stays.
+def without_paths(text: str, known: Sequence[str] = (), kept: Sequence[str] = ()) -> str:
+    """The text with folders of this machine taken out; of each path its last part stays. Web addresses stay.
 
     Args:
-        text: of markdown.
-        known: paths that are taken out wherever they stand, spaces in them or not.
+        text: a value, or a sentence of markdown.
+        known: paths that are taken out whatever they look like, spaces in them or not.
+        kept: labels, which stay where they look like paths.
     """
-    for path in sorted(known, key=len, reverse=True):
-        text = text.replace(path, path.rstrip("/").rpartition("/")[2])
-    return _PATH.sub(r"\1", text)
+
+    def any_of(words: Sequence[str]) -> str:
+        return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or r"(?!)"
+
+    asked = rf"{_BEGIN}(?:file:(?://)?)?(?:{any_of(known)})(?![\w-]|\.\w)(?:[\\/]+{_PART})*"
+    pattern = rf"(?<![\w/\\])(?P<kept>{any_of(kept)})(?![\w/\\])|{asked}|{_PATH}"
+    return re.sub(pattern, lambda found: found[0] if found["kept"] else _last(found[0]), text)
+
+
+def _last(path: str) -> str:
+    return re.split(r"[\\/]+", path.rstrip("\\/"))[-1]
+
+
+def _cutter(loaded: Comparison) -> Callable[[object], str]:
+    """What takes the paths out of a logged value, or of a sentence, and leaves the labels of classes and strategies."""
+    names = loaded.data_summary.get("label_names")
+    labels = {str(name) for name in [*(names if isinstance(names, list) else []), *loaded.studies["label"]]}
+    kept = [label for label in labels | {escape(label) for label in labels} if re.search(r"[\\/]", label)]
+    known = _paths(loaded)
+    return lambda value: without_paths(str(value), known, kept)
 
 
 def _paths(loaded: Comparison) -> list[str]:
-    """The absolute paths that configurations name."""
+    """The paths that configurations name."""
     found: set[str] = set()
 
-    def collect(value: Any) -> None:
-        if isinstance(value, Mapping):
-            for part in value.values():
-                collect(part)
-        elif isinstance(value, str) and re.match(r"~?/[^/]", value):
-            found.add(value)
+    def collect(value: Any, keys: tuple[str, ...]) -> None:
+        """Add the paths in a value; ``keys`` are those that hold one, whatever it looks like."""
+        for name, part in value.items():
+            if isinstance(part, Mapping):
+                if name != "label_descriptions":
+                    collect(part, keys)
+            elif isinstance(part, str) and (name in keys or re.match(rf"{_ROOT}|/", part)):
+                found.update({part.rstrip("\\/")} - {_last(part)})
 
-    for text in loaded.configs.values():
-        collect(parsed_config(text))
+    for config in map(parsed_config, loaded.configs.values()):
+        of_hub = _get(config, "dataset.source") == "hub"  # where dataset.shifted is a name
+        collect(config, ("path", "validation_path", "test_path", *(() if of_hub else ("shifted",))))
     return sorted(found)
 
 
@@ -110,6 +141,7 @@ def _context(
     warnings: Sequence[str],
     confidence: float,
     repository: str | None,
+    cut: Callable[[object], str],
 ) -> dict[str, Any]:
     label, config = str(study["label"]), parsed_config(loaded.configs.get(str(study["study"]), ""))
     final = _saved_final(loaded, study)
@@ -117,16 +149,17 @@ def _context(
     head = _get(config, "model.head")
     names = loaded.data_summary.get("label_names")
     names = [str(name) for name in names] if isinstance(names, list) else []
-    command = _command(loaded, study)
+    command = _command(loaded, study, cut)
     return {
-        "metadata": _metadata(loaded, study, row, config, modality),
-        "title": f"{loaded.title}, {label}",
+        "metadata": _metadata(loaded, study, row, config, modality, cut),
+        "title": f"{cut(loaded.title)}, {label}",
         "modality": modality,
+        "pairs": modality == "text" and bool(_get(config, "dataset.second_text_column")),
         "task": f"{modality}-classification",
         "auto": "AutoModelForImageClassification" if modality == "image" else "AutoModelForSequenceClassification",
-        "base": _base(config) or formats.different([study["model"]]) or "a pretrained model",
+        "base": _base(config) or cut(formats.different([study["model"]])) or "a pretrained model",
         "base_is_local": _get(config, "model.source") == "local",
-        "dataset": formats.different([study["dataset"]]) or "a dataset of its maker's own",
+        "dataset": cut(formats.different([study["dataset"]])) or "a dataset of its maker's own",
         "labels": _labels(names, _get(config, "dataset.label_descriptions")),
         "n_labels": len(names),
         "native": head == "native",
@@ -141,14 +174,14 @@ def _context(
         "summary": verdict.summary,
         "sizes": _sizes(loaded, study),
         "source": _source(loaded, config),
-        "training": _training(loaded, study, row, final, config),
+        "training": _training(loaded, study, row, final, config, cut),
         "this_one": _this_one(final),
         "floors": [
             f"{formats.floor_name(str(floor['strategy']))} {formats.accuracy(floor)}"
             for _, floor in table[table["kind"] == "floor"].iterrows()
         ],
         "per_class_table": per_class_markdown(loaded, label),
-        "limits": _limits(loaded, study, config, modality, warnings),
+        "limits": _limits(loaded, study, config, modality, [cut(warning) for warning in warnings]),
         "command": fence(command, "bash") if command else "",
         "comparison": loaded.name,
         "revision": formats.different([study["git_revision"]]),
@@ -156,14 +189,21 @@ def _context(
     }
 
 
-def _metadata(loaded: Comparison, study: pd.Series, row: pd.Series, config: Mapping[str, Any], modality: str) -> str:
+def _metadata(
+    loaded: Comparison,
+    study: pd.Series,
+    row: pd.Series,
+    config: Mapping[str, Any],
+    modality: str,
+    cut: Callable[[object], str],
+) -> str:
     """The YAML that the hub reads; https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
 
     No licence: it follows from those of the pretrained model and of the data, which only the publisher can weigh.
     """
     import yaml
 
-    strategy, dataset = str(study["strategy"]), formats.different([study["dataset"]]) or "unknown"
+    strategy, dataset = str(study["strategy"]), cut(formats.different([study["dataset"]])) or "unknown"
     base = _base(config)
     of_hub = _get(config, "dataset.source") == "hub"
     seeds = int(row["seeds"])
@@ -294,7 +334,12 @@ def _source(loaded: Comparison, config: Mapping[str, Any]) -> list[str]:
 
 
 def _training(
-    loaded: Comparison, study: pd.Series, row: pd.Series, final: pd.Series | None, config: Mapping[str, Any]
+    loaded: Comparison,
+    study: pd.Series,
+    row: pd.Series,
+    final: pd.Series | None,
+    config: Mapping[str, Any],
+    cut: Callable[[object], str],
 ) -> list[tuple[str, str]]:
     """What the weights came from, as pairs of a name and finished markdown."""
     winner = best_trial(loaded, study)
@@ -306,13 +351,13 @@ def _training(
     fixed |= {"learning_rate": _get(config, "trainer.learning_rate")} if "learning_rate" not in searched else {}
 
     def values(of: Mapping[str, Any]) -> str:
-        shown = (f"{formats.code(k)} {escape(setting(v))}" for k, v in of.items() if not is_missing(v))
+        shown = (f"{formats.code(k)} {escape(cut(setting(v)))}" for k, v in of.items() if not is_missing(v))
         return ", ".join(shown)
 
     run = study if final is None else final
 
     def logged(column: str) -> str:
-        return next((escape(setting(of[column])) for of in (run, study) if not is_missing(of[column])), "")
+        return next((escape(cut(setting(of[column]))) for of in (run, study) if not is_missing(of[column])), "")
 
     epochs = logged(schema.PARAM_EPOCHS)
     best = "" if final is None or is_missing(final[schema.BEST_EPOCH]) else f"{final[schema.BEST_EPOCH]:.0f} kept"
@@ -387,14 +432,14 @@ def _limits(
     return about
 
 
-def _command(loaded: Comparison, study: pd.Series) -> str:
+def _command(loaded: Comparison, study: pd.Series, cut: Callable[[object], str]) -> str:
     """The command that trains this configuration alone, without where its maker's records and workers are."""
     command = train_command(loaded, str(study["label"])) or formats.different([study["command"]])
     try:
         words = shlex.split(command)
     except ValueError:  # an open quote, in a foreign record
         return ""
-    return shlex.join(word for word in words if not _PRIVATE.match(word))
+    return shlex.join(cut(word) for word in words if not _PRIVATE.match(word))
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

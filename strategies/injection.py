@@ -137,6 +137,9 @@ def peft_adapter(model: nn.Module, layout: Layout) -> tuple[Any, dict[str, torch
     config = copy.copy(injected.peft_config["default"])
     config.modules_to_save = list(layout.head)
     config.inference_mode = True
+    if hasattr(config, "save_projection"):
+        config.save_projection = False  # VeRA's matrices lie outside of the model, and their seed gives them again
+    injected.peft_config["default"] = config
     tensors = dict(get_peft_model_state_dict(model))
     tensors |= {name: tensor for name, tensor in model.state_dict().items() if layout.is_head(name)}
     return config, {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}

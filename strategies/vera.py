@@ -65,7 +65,6 @@ class Vera(BackboneStrategy):
             target_modules=list(names),
             fan_in_fan_out=is_stored_transposed(model, names),
             projection_prng_key=int(torch.randint(2**31, ())),
-            save_projection=False,  # the seed gives the same matrices
         )
         return inject(VeraModel, config, model, layout)
 

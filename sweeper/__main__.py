@@ -19,7 +19,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
 from sweeper.completion import offered
-from sweeper.config import Config, config_dir, register, users_config_dir
+from sweeper.config import Config, config_dir, group_names, register, users_config_dir
 from sweeper.errors import ConfigError, ThawlineError, near_matches
 from sweeper.faults import said_of_storage
 from sweeper.files import written
@@ -156,7 +156,10 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
     if arguments and arguments[0] in COMMANDS:
         return arguments[0], arguments[1:]
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
-        raise ConfigError(f"unknown command {arguments[0]!r}: {near_matches(arguments[0], [*COMMANDS, *TOOLS])}")
+        raise ConfigError(
+            f"unknown command {arguments[0]!r}: {near_matches(arguments[0], [*COMMANDS, *TOOLS])}",
+            "`thawline --help` says what each does.",
+        )
     return "sweep", arguments
 
 
@@ -169,6 +172,11 @@ def _parse(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
         if flag in CONFIG_DIR_FLAGS:
             extra_dir = value or next(iterator, "")
             flags += [flag, extra_dir]
+        elif flag.startswith("--") and flag[2:].replace("-", "_") in (*group_names(), "trials"):
+            raise ConfigError(
+                f"{argument}: choices and keys have no dashes",
+                f"Write {flag[2:]}=..., as in `thawline sweep strategy=lora`.",
+            )
         elif argument.startswith("-"):
             flags.append(argument)
         else:

@@ -241,6 +241,7 @@ def _note_chosen(report: reports.Report, config: Config, console: Console, study
     if not saved:
         return
     _say(f"Model:     {folder}", console)
+    _say(f"{'':<10} thawline predict{_where(config)} ...", console)
     if not config.tracking.register:
         return
     from sweeper.registry import ALIAS, register  # takes a second
@@ -329,9 +330,14 @@ def _interval(row: Mapping[str, Any], split: str = "test") -> str:
     return "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
 
 
+def _where(config: Config) -> str:
+    """The flag by which other commands find the output folder; empty for the usual one."""
+    return "" if config.output_dir == "outputs" else f" --output-dir {quote(config.output_dir)}"
+
+
 def _ui_command(config: Config) -> str:
     if config.tracking.uri is None:
-        return "make ui" if config.output_dir == "outputs" else f"thawline ui --output-dir {quote(config.output_dir)}"
+        return f"thawline ui{_where(config)}"
     uri = redacted(config.tracking.uri)
     if uri.startswith("http"):
         return uri

@@ -27,6 +27,7 @@ __all__ = [
     "config_dir",
     "data_name",
     "effective_pooling",
+    "group_names",
     "natural_direction",
     "register",
     "users_config_dir",
@@ -274,14 +275,18 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
+def group_names() -> list[str]:
+    """Hydra's groups, each a folder of ``conf/``."""
+    return sorted(path.name for path in config_dir().iterdir() if path.is_dir())
+
+
 def users_config_dir() -> str | None:
     """``conf``, where the current folder has one with groups of ours in it: it joins the search path by itself.
 
     Not one with a ``config.yaml``: that is the project's own, or another application's.
     """
     folder = Path("conf")
-    groups = (path.name for path in config_dir().iterdir() if path.is_dir())
-    joins = not (folder / "config.yaml").exists() and any((folder / group).is_dir() for group in groups)
+    joins = not (folder / "config.yaml").exists() and any((folder / group).is_dir() for group in group_names())
     return str(folder) if joins else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,8 +39,16 @@ TIMEOUT = 10.0  # seconds to an answer
 MODEL_FILES = re.compile(
     r"(adapter/)?([^/.][^/]*\.(json|safetensors|txt|model|jinja)|README\.md)|(classifier|additions)\.py"
 )
-#: Of these, what may name a folder of this machine.
+#: What saving a model writes, and the next upload may therefore remove: the weights, their settings, the tokenizer.
+SAVED_FILES = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|adapter/adapter_(config\.json|model\.safetensors)|"
+    r"((generation_|preprocessor_|processor_|tokenizer_)?config|thawline)\.json|(classifier|additions)\.py|"
+    r"(tokenizer|special_tokens_map|added_tokens|vocab)\.json|(vocab|merges)\.txt|chat_template\.jinja|"
+    r"(spiece|spm|tokenizer|sentencepiece(\.bpe)?)\.model"
+)
+#: Of what is uploaded, the files that may name a folder of this machine, and the keys there that do.
 SETTINGS = re.compile(r"(.*/)?(.*config|thawline)\.json")
+PATH_KEYS = re.compile(r"(.*_)?(path|files?|dir|source)")
 _OFFLINE = constants.is_offline_mode()  # as the user set it, before work_offline
 
 
@@ -169,8 +176,9 @@ def push_problems(repository: str, *, private: bool) -> list[str]:
 def push_model(folder: Path, repository: str, *, private: bool, comparison: str) -> str:
     """Upload a saved model with its card in one commit, and return its address.
 
-    Of the folder, ``MODEL_FILES`` go up; paths of this machine in their settings are cut to their last part. Files of
-    these kinds that the repository has and the folder has not are removed from it, others stay.
+    Of the folder, ``MODEL_FILES`` go up; paths of this machine in their settings are cut to their last part. From a
+    repository with an earlier model of this program (``thawline.json``), ``SAVED_FILES`` that the folder has not are
+    removed; all else stays.
 
     Args:
         folder: with ``config.json`` and ``README.md``.
@@ -198,11 +206,12 @@ def push_model(folder: Path, repository: str, *, private: bool, comparison: str)
         api.create_repo(repository, private=private, exist_ok=True)
         if private and api.model_info(repository, timeout=TIMEOUT).private is False:
             raise ThawlineError(_public(repository), kept)
-        there = [name for name in api.list_repo_files(repository) if MODEL_FILES.fullmatch(name)]
+        there = api.list_repo_files(repository)
+        old = [name for name in there if "thawline.json" in there and SAVED_FILES.fullmatch(name)]
         api.create_commit(
             repository,
             [
-                *(CommitOperationDelete(name) for name in there if name not in files),
+                *(CommitOperationDelete(name) for name in old if name not in files),
                 *(CommitOperationAdd(name, content) for name, content in files.items()),
             ],
             commit_message=f"The winner of {comparison}",
@@ -264,18 +273,21 @@ def _model_files(folder: Path) -> Iterator[tuple[str, bytes | str]]:
 def _without_paths(text: str) -> str:
     """Settings whose paths of this machine are cut to their last part, as a pretrained model of one's own has."""
 
-    def cut(value: Any) -> Any:
+    def cut(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {key: part if key in ("id2label", "label2id") else cut(part) for key, part in value.items()}
+            kept = ("id2label", "label2id")
+            return {name: part if name in kept else cut(part, name) for name, part in value.items()}
         if isinstance(value, list):
-            return [cut(part) for part in value]
-        return Path(value).name if isinstance(value, str) and _is_local(value) else value
+            return [cut(part, key) for part in value]
+        local = isinstance(value, str) and PATH_KEYS.fullmatch(key) and _is_local(value)
+        return re.split(r"[\\/]+", value.rstrip("\\/"))[-1] if local else value
 
     return json.dumps(cut(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
 
 
 def _is_local(value: str) -> bool:
-    return os.path.isabs(value) and len(Path(value).parts) > 2 and "\n" not in value
+    """Whether what is a path or ``user/name`` of the hub is a path."""
+    return bool(re.match(r"[/\\.~]|[A-Za-z]:[\\/]|file:", value)) or (value.count("/") > 1 and "://" not in value)
 
 
 def _refused(error: BaseException, repository: str) -> str:

@@ -118,5 +118,5 @@ def _names(entries: list[Any]) -> str:
 def _check(variants: list[list[str]], extra_dir: str | None) -> None:
     problems = [problem for variant in variants for problem in check_overrides(variant, config_dir(), extra_dir)]
     if problems:
-        hint = "`make help` shows the commands, conf/ and sweeper/config.py the keys."
+        hint = "`thawline --help` lists commands and choices, `thawline --cfg job` every key with its value."
         raise ConfigError(list(dict.fromkeys(problems)), hint)

@@ -199,7 +199,27 @@ def _explain_group(item: str, config_dir: Path, extra_dir: str | None) -> str:
             if missing
             else f"{item}: {message}"
         )
-    return f"{group}={option}: {near_matches(option, options)}"
+    own = " (`thawline init FILE` writes one of your own into conf/, and is found from that folder)"
+    return f"{group}={option}: {near_matches(option, options)}{own if group == 'experiment' else ''}"
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every key below the top level, dotted."""
+    for name in config:
+        if name == "hydra" or OmegaConf.is_missing(config, name):
+            continue
+        if isinstance(value := config._get_node(name), DictConfig) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif prefix:
+            yield f"{prefix}{name}"
+
+
+def _like(given: str, name: str) -> bool:
+    return name == given or name.endswith(f"_{given}")
+
+
+def _or(keys: Sequence[str]) -> str:
+    return f". Is {' or '.join(keys[:3])} meant?" if keys else ""
 
 
 def _explain_key(item: str, message: str, base: Sequence[str]) -> str:
@@ -217,6 +237,7 @@ def _explain_key(item: str, message: str, base: Sequence[str]) -> str:
                 owner = ".".join(parts[:depth])
                 return f"{key}: {owner} is a single value; give it whole, as {owner}=..."
             allowed = [f"{where}{name!s}" for name in node if name != "hydra"]
-            return f"{key}: no such key; {near_matches(key, allowed)}"
+            deeper = [name for name in _leaves(config) if not depth and _like(part, name.rpartition(".")[2])]
+            return f"{key}: no such key; {near_matches(key, allowed)}{_or(deeper)}"
         node = node._get_node(part) if OmegaConf.is_missing(node, part) else node[part]
     return f"{key}={given}: {message.splitlines()[0]}"

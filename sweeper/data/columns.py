@@ -120,7 +120,10 @@ def input_column(table: Table, kind: str, name: str | None) -> str:
     if name is not None:
         if name in names:
             return name
-        raise ConfigError(f"{flag} {name}: {table.name} has no such column; {near_matches(name, names)}")
+        raise ConfigError(
+            f"{flag} {name}: {table.name} has no such column; {near_matches(name, names)}",
+            f"Name one of these, or leave {flag} out.",
+        )
     free = [column for column in names if column != _usual("label", names)]
     found = [usual] if kind in USUAL and (usual := _usual(kind, free)) else _holding(kind, table, free)
     if len(found) != 1:

@@ -90,11 +90,12 @@ def _where(source: str | Path) -> str:
 
 def _with_new_head(folder: str | Path, source: str, revision: str | None) -> Any:
     """The pretrained model under the head of the model in ``folder``, whose weights the adapters bring."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     at: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
     if not Path(source).is_dir():
         at["revision"] = revision or "main"
-    if isinstance(config, ClassifierConfig):
+    if config.model_type == ClassifierConfig.model_type:  # by name: a packed model brings a class of its own
+        config = ClassifierConfig.from_pretrained(folder)
         bare = {} if config.pooling == "native" else without_pooler(config.backbone["model_type"])
         if config.backbone["model_type"] == "timm_wrapper":
             bare = {} if config.pooling == "native" else {"do_pooling": False}

@@ -133,7 +133,8 @@ def run(arguments: argparse.Namespace) -> None:
     if unusable:
         print(f"without a prediction: {unusable} of {len(rows.inputs)} rows, empty or unreadable", file=sys.stderr)
     if arguments.output is not None:
-        print(f"{len(rows.inputs)} rows written to {arguments.output}", file=sys.stderr)
+        number = len(rows.inputs)
+        print(f"{number} {'row' if number == 1 else 'rows'} written to {arguments.output}", file=sys.stderr)
 
 
 def check_input(arguments: argparse.Namespace) -> None:
@@ -143,7 +144,7 @@ def check_input(arguments: argparse.Namespace) -> None:
         ConfigError: it is not.
     """
     if arguments.input is not None and not arguments.input.exists():
-        raise ConfigError(f"--input {arguments.input}: no such file or folder", "Check the path.")
+        raise ConfigError(f"--input {arguments.input}: no such file or folder", f"Seen from {Path.cwd()}.")
 
 
 def usable_inputs(predictor: Predictor, arguments: argparse.Namespace) -> list[Any]:

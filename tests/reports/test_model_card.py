@@ -96,10 +96,42 @@ def test_a_card_names_nothing_of_the_machine(recorder: Recorder, tmp_path: Path)
         ("see /home/me/rows.csv.", "see rows.csv."),
         ("in ~/data/rows.csv", "in rows.csv"),
         ("fresh/rotten and https://host/a/b stay, 1/2/3 too", "fresh/rotten and https://host/a/b stay, 1/2/3 too"),
+        ("x=../../home/me/secret/x.csv", "x=x.csv"),
+        ("file:///home/me/x.csv, sqlite:////home/me/x.db", "x.csv, x.db"),
+        ("see:/home/me/x.csv", "see:x.csv"),
+        ("//server/share/me/x.csv", "x.csv"),
+        (r"C:\Users\me\x.csv or \\server\me\x.csv", "x.csv or x.csv"),
+        ("https://host/data/x, /data/x/7.png, /data/x", "https://host/data/x, 7.png, x"),
+        ("in my own/rows/x.csv", "in x.csv"),
+        ("/m/0123/x, /m/0123 and a / b /c/ d", "x, /m/0123 and a / b /c/ d"),
     ],
 )
 def test_paths_are_cut_to_their_last_part(text: str, expected: str) -> None:
-    assert without_paths(text) == expected
+    assert without_paths(text, known=["/data/x", "my own/rows/x.csv"], kept=["/m/0123", "a / b /c/ d"]) == expected
+
+
+def test_a_card_keeps_labels_and_shows_pairs_where_the_model_reads_pairs(recorder: Recorder, tmp_path: Path) -> None:
+    config = CONFIG.replace("max_length: 64", "max_length: 64, second_text_column: answer")
+    config = config.replace("/home/me/my rows/reviews.csv", "../my rows/secret/reviews.csv")
+    study = recorder.study(
+        "c-pairs",
+        "lora",
+        tags={schema.TAG_COMMAND: COMMAND.replace("/home/me/my rows/", "../my rows/secret/")},
+        summary={
+            "label_names": ["/m/01234", "a / b /c/ d"],
+            "class_counts": {"train": {"/m/01234": 3, "a / b /c/ d": 4}},
+            "warnings": ["Of /m/01234 there are few in ../my rows/secret/reviews.csv."],
+        },
+        artifacts={schema.ARTIFACT_CONFIG: config},
+    )
+    recorder.trial("c-pairs", study, 1)
+    recorder.final("c-pairs", study, 1000, 0.8, size=10)
+    card = reports.build_report(recorder.uri, reports_dir=tmp_path, comparison="c-pairs").cards[study]
+    assert "the 2 classes of review_lines apart: /m/01234, a / b /c/ d." in card
+    assert "| /m/01234 |" in card and "Of /m/01234 there are few in reviews.csv." in card
+    assert "dataset.path=reviews.csv" in card and "secret" not in card and "my rows" not in card
+    assert 'thawline predict --model FOLDER "a text" "its pair"\n' in card
+    assert 'classify({"text": "a text", "text_pair": "its pair"}, truncation=True, max_length=64)' in card
 
 
 def test_embedded_models_are_named_as_the_hub_names_them() -> None:

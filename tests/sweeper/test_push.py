@@ -170,6 +170,8 @@ def test_a_repository_holds_the_newest_model_alone(hub: Hub, here: pytest.Monkey
     for name, text in {
         "config.json": '{"_name_or_path": "/home/me/secret/bert", "id2label": {"0": "/r/science"}}',
         "adapter/adapter_config.json": '{"base_model_name_or_path": "/home/me/secret/bert"}',
+        "tokenizer_config.json": '{"cls_token": "/a/b/c", "backbone": {"tokenizer_file": "../mine/tokenizer.json"}}',
+        "thawline.json": '{"base": {"source": "/home/me/secret/bert"}, "strategy": {"name": "/a/b/c"}}',
         "README.md": "# mine",
         "rows.csv": "text,label",
     }.items():
@@ -181,14 +183,38 @@ def test_a_repository_holds_the_newest_model_alone(hub: Hub, here: pytest.Monkey
     assert settings == {"_name_or_path": "bert", "id2label": {"0": "/r/science"}}
     assert json.loads((there / "adapter/adapter_config.json").read_text()) == {"base_model_name_or_path": "bert"}
 
-    (there / "notes.md").write_text("the owner's own")
+    tokenizer = {"cls_token": "/a/b/c", "backbone": {"tokenizer_file": "tokenizer.json"}}
+    assert json.loads((there / "tokenizer_config.json").read_text()) == tokenizer, "a token is no path"
+    manifest = {"base": {"source": "bert"}, "strategy": {"name": "/a/b/c"}}
+    assert json.loads((there / "thawline.json").read_text()) == manifest
+
+    owners = ("notes.md", "requirements.txt", "LICENSE.txt", "eval_results.json", "adapter/notes.txt")
+    for name in (*owners, "model-00001-of-00002.safetensors"):
+        (there / name).write_text("the owner's own, but for the weights")
     (tmp_path / "adapter/adapter_config.json").unlink()
     push(tmp_path, "user/again", private=False)
-    assert not (there / "adapter/adapter_config.json").exists() and (there / "notes.md").exists()
+    assert not (there / "adapter/adapter_config.json").exists()
+    assert not (there / "model-00001-of-00002.safetensors").exists()
+    assert all((there / name).exists() for name in owners)
     assert [name for name, _ in hub.commits].count("user/again") == 2
     with pytest.raises(ThawlineError, match="it exists and is public"):
         push(tmp_path, "user/again")
     assert "hub.private=false publishes the model" in pushing.push_problems("user/again", private=True)[0]
+
+
+def test_nothing_is_removed_from_a_repository_without_a_model_of_ours(
+    hub: Hub, here: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    push(model, "user/theirs")
+    (hub.uploads / "user/theirs/vocab.txt").write_text("of another program")
+    push(model, "user/theirs")
+    assert (hub.uploads / "user/theirs/vocab.txt").exists()
+    ours = shutil.copytree(model, tmp_path / "ours")
+    (ours / "thawline.json").write_text("{}")
+    for _ in range(2):  # its own model is there from the second one on
+        there = (hub.uploads / "user/theirs/vocab.txt").exists()
+        push(ours, "user/theirs")
+    assert there and not (hub.uploads / "user/theirs/vocab.txt").exists()
 
 
 @pytest.mark.parametrize(
