@@ -45,6 +45,7 @@ NOT_RUN = {
     r"(make|thawline) export\b": "a model that a sweep saved; tests/sweeper/models/test_export.py exports some",
     r"(make|thawline) serve\b": "likewise; tests/sweeper/test_registry.py starts it",
     r"thawline predict .*--model outputs/": "a model of some sweep on images",
+    r"pip install -c thawline/": "fills an environment, for minutes; tests/test_package.py installs the wheel",
     r"make bench\b": "takes minutes; tests/benchmarks runs a tiny one",
     r"python -m benchmarks\.": "likewise",
     r"make sweep .*engine=ray": "a cluster, or GPUs; tests/sweeper/engine/test_ray.py starts clusters",

@@ -96,6 +96,7 @@ def test_a_text_model_in_onnx_takes_texts_of_any_number_and_length(
     assert manifest is not None and manifest.temperature == predictor.manifest.temperature
 
 
+@pytest.mark.slow
 def test_an_image_model_in_onnx_reads_files_by_its_readme(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     dataset = load_dataset("digits", modality="image", train_size=40, validation_size=30, test_size=30)
     task = Task.load(
