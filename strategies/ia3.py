@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from strategies.base import BackboneStrategy, Layout, NotApplicable
-from strategies.injection import (
-    AUTO,
-    find_targets,
-    inject,
-    is_stored_transposed,
-    layer_sizes,
-    merge_adapters,
-    only_linear,
-    peft_adapter,
-)
+from strategies.base import Layout, NotApplicable
+from strategies.injection import AUTO, Injected, find_targets, inject, is_stored_transposed, layer_sizes, only_linear
 
 __all__ = ["Ia3"]
 
@@ -32,7 +23,7 @@ _KEYS_AND_VALUES = frozenset(
 
 
 @dataclass(frozen=True)
-class Ia3(BackboneStrategy):
+class Ia3(Injected):
     """Train vectors that scale keys, values and the input of each block's last linear layer, and the head.
 
     The vectors start at one, so that the model starts as the pretrained one. A block trains
@@ -76,14 +67,6 @@ class Ia3(BackboneStrategy):
         """A scale for each output of keys and values, and for each input of the feed-forward layers."""
         outputs = sum(size for _, size in layer_sizes(model, self._outputs(model, layout)))
         return outputs + sum(size for size, _ in layer_sizes(model, self._inputs(model, layout)))
-
-    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, Tensor]] | None:
-        """See :meth:`Strategy.adapter`."""
-        return peft_adapter(model, layout)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        """Multiply each vector into its frozen layer and remove it; the outputs stay the same."""
-        return merge_adapters(model)
 
     def _outputs(self, model: nn.Module, layout: Layout) -> tuple[str, ...]:
         if self.targets != AUTO:

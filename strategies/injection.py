@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from strategies.base import Layout, NotApplicable, split_list
+from strategies.base import BackboneStrategy, Layout, NotApplicable, split_list
 
 if TYPE_CHECKING:
     # peft takes seconds to import; only what adapts a model pays for it.
@@ -22,19 +22,50 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO",
+    "Injected",
     "convolutions",
     "find_targets",
     "inject",
     "is_adaptable",
     "is_stored_transposed",
     "layer_sizes",
-    "merge_adapters",
     "only_linear",
-    "peft_adapter",
 ]
 
 #: Queries and values where the model has attention, else every layer that an adapter can wrap.
 AUTO = "auto"
+
+
+class Injected(BackboneStrategy):
+    """A strategy whose parameters are an adapter of peft, which ``prepare`` injects."""
+
+    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, torch.Tensor]] | None:
+        """See :meth:`Strategy.adapter`; the head goes with it as one of peft's ``modules_to_save``."""
+        from peft import get_peft_model_state_dict
+
+        injected: Any = model
+        config = copy.copy(injected.peft_config["default"])
+        config.modules_to_save = list(layout.head)
+        config.inference_mode = True
+        if hasattr(config, "save_projection"):
+            config.save_projection = False  # VeRA's matrices lie outside of the model, and their seed gives them again
+        injected.peft_config["default"] = config
+        tensors = dict(get_peft_model_state_dict(model))
+        tensors |= {name: tensor for name, tensor in model.state_dict().items() if layout.is_head(name)}
+        return config, {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Fold every adapter into its layer and remove it; the outputs stay the same, no trace of peft is left."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge()
+                model.set_submodule(name, module.get_base_layer())
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        return model
 
 
 def find_targets(
@@ -123,39 +154,6 @@ def inject(tuner: type[BaseTuner], config: Any, model: nn.Module, layout: Layout
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.train(model.training)  # new modules are in training mode
-    return model
-
-
-def peft_adapter(model: nn.Module, layout: Layout) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What was injected, and the head, as ``PeftModel`` stores an adapter: its configuration and its tensors.
-
-    The head goes with it as one of peft's ``modules_to_save``, so that adapters of one base bring their own.
-    """
-    from peft import get_peft_model_state_dict
-
-    injected: Any = model
-    config = copy.copy(injected.peft_config["default"])
-    config.modules_to_save = list(layout.head)
-    config.inference_mode = True
-    if hasattr(config, "save_projection"):
-        config.save_projection = False  # VeRA's matrices lie outside of the model, and their seed gives them again
-    injected.peft_config["default"] = config
-    tensors = dict(get_peft_model_state_dict(model))
-    tensors |= {name: tensor for name, tensor in model.state_dict().items() if layout.is_head(name)}
-    return config, {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def merge_adapters(model: nn.Module) -> nn.Module:
-    """Fold every adapter into its layer and remove it; the outputs stay the same, no trace of peft is left."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
     return model
 
 

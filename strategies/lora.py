@@ -6,24 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from strategies.base import BackboneStrategy, Layout
-from strategies.injection import (
-    AUTO,
-    find_targets,
-    inject,
-    is_stored_transposed,
-    layer_sizes,
-    merge_adapters,
-    peft_adapter,
-)
+from strategies.base import Layout
+from strategies.injection import AUTO, Injected, find_targets, inject, is_stored_transposed, layer_sizes
 
 __all__ = ["Lora"]
 
 
 @dataclass(frozen=True)
-class Lora(BackboneStrategy):
+class Lora(Injected):
     """Train ``W + (alpha / rank) B A`` with W frozen, A random and B zero at the start, and the head.
 
     A is (rank, in_features), B is (out_features, rank), so that a wrapped layer adds
@@ -64,14 +56,6 @@ class Lora(BackboneStrategy):
     def closed_form_params(self, model: nn.Module, layout: Layout) -> int:
         """``rank * (inputs + outputs)``, summed over the target layers."""
         return sum(self.rank * sum(sizes) for sizes in layer_sizes(model, self._targets(model, layout)))
-
-    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, Tensor]] | None:
-        """See :meth:`Strategy.adapter`."""
-        return peft_adapter(model, layout)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        """Add each update to its frozen layer and remove the matrices; the outputs stay the same."""
-        return merge_adapters(model)
 
     def _targets(self, model: nn.Module, layout: Layout) -> tuple[str, ...]:
         return find_targets(layout, self.targets, self.num_blocks)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from strategies.base import BackboneStrategy, Layout
-from strategies.injection import (
-    AUTO,
-    find_targets,
-    inject,
-    is_stored_transposed,
-    layer_sizes,
-    merge_adapters,
-    only_linear,
-    peft_adapter,
-)
+from strategies.base import Layout
+from strategies.injection import AUTO, Injected, find_targets, inject, is_stored_transposed, layer_sizes, only_linear
 
 __all__ = ["Vera"]
 
 
 @dataclass(frozen=True)
-class Vera(BackboneStrategy):
+class Vera(Injected):
     """Train ``W + diag(b) B diag(d) A`` with W, A and B frozen, and the head (Kopiczko et al. 2024, arXiv:2310.11454).
 
     A (rank, in_features) and B (out_features, rank) are random and the same in every layer, cut to its size; b starts
@@ -72,14 +63,6 @@ class Vera(BackboneStrategy):
         """``rank + outputs``, summed over the target layers."""
         names = find_targets(layout, self.targets, self.num_blocks)
         return sum(self.rank + outputs for _, outputs in layer_sizes(model, names))
-
-    def adapter(self, model: nn.Module, layout: Layout) -> tuple[Any, dict[str, Tensor]] | None:
-        """See :meth:`Strategy.adapter`."""
-        return peft_adapter(model, layout)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        """Add each update to its frozen layer and remove the vectors; the outputs stay the same."""
-        return merge_adapters(model)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
