@@ -139,8 +139,10 @@ def _dispatch(command: str, config: Config, asked: Invocation) -> None:
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
         text = shown("sweep", *HydraConfig.get().overrides.task)
     with said_of_storage(Path(config.output_dir)):
-        configs = [cast(Config, compose("config", overrides=given)) for given in asked.overrides]
-        commands.run(configs if asked.several else [config], text, skip_inapplicable=asked.everything)
+        configs = [config]
+        if asked.several:
+            configs = [cast(Config, compose("config", overrides=given)) for given in asked.overrides]
+        commands.run(configs, text, skip_inapplicable=asked.everything)
 
 
 def _mask_hydra_files() -> None:
