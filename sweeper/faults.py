@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sweeper.errors import DataError, StudyError, ThawlineError
 
-__all__ = ["failure_reason", "failure_summary", "is_out_of_memory", "said_of_storage", "storage_error"]
+__all__ = ["chain", "failure_reason", "failure_summary", "is_out_of_memory", "said_of_storage", "storage_error"]
 
 LONGEST_REASON = 300  # characters
 
@@ -72,7 +72,7 @@ def storage_error(error: BaseException, folder: Path | None = None) -> StudyErro
         error: with what it was raised from, which is looked at too.
         folder: of the output, whose damaged databases are named.
     """
-    for link in _chain(error):
+    for link in chain(error):
         text, number = str(link), getattr(link, "errno", None)
         file = getattr(link, "filename", None)
         where = f": {file} cannot be written" if file else ""
@@ -96,6 +96,16 @@ def storage_error(error: BaseException, folder: Path | None = None) -> StudyErro
     return None
 
 
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from or beside."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
 @contextmanager
 def said_of_storage(folder: Path) -> Iterator[None]:
     """Give the errors of disks and databases in the words of :func:`storage_error`.
@@ -111,16 +121,6 @@ def said_of_storage(folder: Path) -> Iterator[None]:
         if (said := storage_error(error, folder)) is not None:
             raise said from error
         raise
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it was raised from or beside."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__
 
 
 def _damaged(folder: Path) -> list[Path]:

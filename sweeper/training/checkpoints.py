@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from sweeper.faults import chain
+
 __all__ = ["Checkpoints"]
 
 logger = logging.getLogger(__name__)
@@ -96,7 +98,7 @@ class Checkpoints:
                 old.unlink()
             self._clock.used = True
         except (OSError, RuntimeError) as error:  # torch's own error hides the disk's, which is its context
-            reason = _disk_error(error)
+            reason = next((link for link in chain(error) if isinstance(link, OSError)), None)
             if reason is None:
                 raise
             with contextlib.suppress(OSError):
@@ -164,10 +166,3 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _disk_error(error: BaseException | None) -> OSError | None:
-    """The first error of the system among an error and what it came from."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
