@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +45,7 @@ from sweeper.training.recorder import EpochRecord, scores
 from sweeper.training.replicas import ALONE, Replicas
 from sweeper.training.seeds import set_seed
 from sweeper.training.state_store import StateStore
+from sweeper.versions import versions
 
 __all__ = ["DRIFT_ITEMS", "Run", "Task", "TestScores", "predictions_table"]
 
@@ -338,9 +338,9 @@ class Task:
     def _depends_on(self, strategy: Strategy, learning_rate: float, seed: int) -> list[Any]:
         """What the weights of a run follow from, but for the examples that pseudo-labels add."""
         data = [self.pretrained.fingerprint, self.train.key, self.validation.key, self.dataset.fingerprint]
-        versions = [version(package) for package in ("torch", "transformers", "accelerate", "peft")]
+        libraries = versions(("torch", "transformers", "accelerate", "peft")).values()
         machine = [device().type, torch.cuda.device_count()]
-        return [data, asdict(self.settings), repr(strategy), learning_rate, seed, *machine, *versions]
+        return [data, asdict(self.settings), repr(strategy), learning_rate, seed, *machine, *libraries]
 
     def record_states(
         self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None
@@ -476,7 +476,7 @@ class Task:
             base=base,
             adapter=None if adapter is None else ADAPTER,
             training={"learning_rate": run.learning_rate, "seed": run.seed, "best_epoch": run.fit.best.epoch},
-            versions={name: version(name) for name in ("thawline", "torch", "transformers", "peft", "timm")},
+            versions=versions(("thawline", "torch", "transformers", "peft", "timm")),
         ).write(folder)
 
     def _base(self) -> dict[str, Any]:

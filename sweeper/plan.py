@@ -22,9 +22,9 @@ from sweeper.hashing import digest
 from sweeper.objective import Task
 from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.secrets import redacted
-from sweeper.tracking import versions
 from sweeper.training.domain_pretrain import DomainPretraining
 from sweeper.training.pseudo_label import PseudoLabelling
+from sweeper.versions import versions
 
 __all__ = ["Plan", "make_plan"]
 
@@ -212,7 +212,7 @@ def make_plan(config: Config, spec: StrategySpec, task: Task, command: str) -> P
         files={
             schema.ARTIFACT_CONFIG: redacted(OmegaConf.to_yaml(config, resolve=True)),
             schema.ARTIFACT_SEARCH_SPACE: spec.as_json(),
-            schema.ARTIFACT_VERSIONS: json.dumps(versions(), indent=2),
+            schema.ARTIFACT_VERSIONS: json.dumps({"python": platform.python_version(), **versions()}, indent=2),
             schema.ARTIFACT_DATA_SUMMARY: json.dumps(task.summary, indent=2),
         },
     )

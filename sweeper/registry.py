@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sweeper.hub import MODEL_FILES
 from sweeper.models import additions, classifier, predictor, preprocessing
 from sweeper.models.predictor import Manifest
 from sweeper.secrets import redacted
+from sweeper.versions import versions
 
 # isort: split
 import mlflow
@@ -144,4 +144,4 @@ def _requirements(manifest: Manifest) -> list[str]:
     """What reading and running the model needs, as installed here."""
     packages = ["torch", "transformers", "safetensors", "numpy", "pandas", "pillow"]
     packages += ["timm", "torchvision"] if manifest.modality == "image" else ["sentencepiece"]
-    return [f"{package}=={version(package)}" for package in packages]
+    return [f"{package}=={version}" for package, version in versions(packages).items()]

@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 import socket
-import sys
 import tempfile
 import threading
 import urllib.request
@@ -43,7 +42,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-__all__ = ["Tracker", "Unsent", "log_report", "send_waiting", "versions"]
+__all__ = ["Tracker", "Unsent", "log_report", "send_waiting"]
 
 _PARAM_LENGTH = 6000  # MLflow refuses longer values
 _BATCH_ITEMS, _BATCH_METRICS = 100, 500  # params or tags, and metrics, of one request: MLflow takes 1000 in all
@@ -531,28 +530,3 @@ def log_report(uri: str, run_id: str, files: Iterable[Path]) -> None:
             f"the report was not logged to MLflow at {redacted(uri)}: {redacted(reason)}",
             "The files named above are complete.",
         ) from error
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a result depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": sys.version.split()[0]}
-    for package in (
-        "thawline",
-        "torch",
-        "transformers",
-        "peft",
-        "timm",
-        "torchvision",
-        "optuna",
-        "mlflow",
-        "hydra-core",
-        "scikit-learn",
-        "numpy",
-    ):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 from sweeper.engine.jobs import Job, Workload
@@ -29,6 +28,7 @@ from sweeper.engine.worker import Shared, serve
 from sweeper.engine.workers import Remote, WorkerEngine
 from sweeper.errors import StudyError
 from sweeper.interruption import StopSignal
+from sweeper.versions import versions
 
 __all__ = ["RayEngine"]
 
@@ -317,13 +317,7 @@ def _described(resources: Mapping[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a folder
-            found[package] = "not installed"
-    return found
+    return {"Python": platform.python_version(), **dict.fromkeys(PACKAGES, "not installed"), **versions(PACKAGES)}
 
 
 def _brief(error: BaseException | None) -> str:

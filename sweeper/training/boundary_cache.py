@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from sweeper.models.pretrained import Pretrained
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import DTYPES, autocast, device
 from sweeper.training.state_store import States, StateStore
+from sweeper.versions import versions
 
 __all__ = ["Attached", "BoundaryCache"]
 
@@ -46,13 +46,9 @@ STATES = "boundary_states"
 #: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit, before the
 #: states are rounded to what they are kept in: both compute the same.
 TOLERANCE = 1e-3
+LIBRARIES = ("torch", "transformers", "timm", "torchvision", "pillow")  # whose versions may change what is recorded
 
 Batch = Mapping[str, Any]
-
-
-@functools.cache
-def _versions() -> tuple[str, ...]:
-    return tuple(version(package) for package in ("torch", "transformers", "timm", "torchvision", "pillow"))
 
 
 class BoundaryCache:
@@ -171,7 +167,7 @@ class BoundaryCache:
 
     def _key(self, cut: str, split: EncodedSplit) -> str:
         reading = [*self._reading, cut, self.precision, split.key]
-        return digest([VERSION, self._pretrained.fingerprint, reading, *_versions()], 24)
+        return digest([VERSION, self._pretrained.fingerprint, reading, *versions(LIBRARIES).values()], 24)
 
     def _record(self, keys: Mapping[str, str], asked: str, split: EncodedSplit, on_step: Callable[[], None]) -> float:
         """Run the pretrained model up to the last of several cuts over a split, short examples first.
