@@ -118,6 +118,26 @@ def test_adapters_of_one_base_are_loaded_together_and_switched(linear: Task, nat
         load_adapters({"full": tmp_path / "full"})
 
 
+@pytest.mark.parametrize(("kind", "head"), [("gpt2", "native"), ("resnet", "native"), ("clip", "linear")])
+def test_an_adapter_is_put_on_any_kind_of_model(
+    checkpoint: Callable[[str], Path], kind: str, head: str, tmp_path: Path
+) -> None:
+    pooling = "native" if head == "native" else "mean"
+    if kind == "gpt2":
+        task = load_task(checkpoint(kind), (16, 12, 12), max_length=20, head=head, pooling=pooling)
+        inputs = list(task.dataset.test.inputs)
+    else:
+        dataset = load_dataset("digits", modality="image", train_size=40, validation_size=30, test_size=30)
+        task = Task.load(dataset, checkpoint(kind), head=head, pooling=pooling, revision=None, settings=SETTINGS)
+        inputs = [image.open() for image in task.dataset.test.inputs]
+    before = save(task, "lora", tmp_path, rank=2)
+    model = load_adapters({"one": tmp_path})
+    with torch.no_grad():
+        found = model(**Predictor.load(tmp_path).encode(inputs)).logits
+    np.testing.assert_allclose(found.numpy(), before, atol=1e-4)
+    assert list(model.get_base_model().config.id2label.values()) == list(task.dataset.label_names)
+
+
 def test_a_native_head_works_in_a_pipeline_of_transformers(native: Task, tmp_path: Path) -> None:
     before = save(native, "lora", tmp_path)
     classify = pipeline("text-classification", model=str(tmp_path))
