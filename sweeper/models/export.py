@@ -6,9 +6,10 @@ with the temperature of their scores, and a README whose lines run.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,7 @@ def check_installed(kind: str) -> None:
         )
 
 
-def export(predictor: Predictor, folder: Path, kind: str, inputs: Sequence[Any] = ()) -> Export:
+def export(predictor: Predictor, folder: Path, kind: str, inputs: Iterable[Any] = ()) -> Export:
     """Export a model, compare it with PyTorch, time both, and keep it if they agree.
 
     Batch size and number of tokens stay free; images have the model's size. The inputs go by the model's names, the
@@ -230,17 +231,18 @@ def _random(predictor: Predictor, batch: int, tokens: int, generator: torch.Gene
     return {name: made[name] for name in given}
 
 
-def _batches(predictor: Predictor, inputs: Sequence[Any]) -> Iterator[Batch]:
+def _batches(predictor: Predictor, inputs: Iterable[Any]) -> Iterator[Batch]:
     """What is compared: random inputs of several shapes, then those that were given."""
     generator = torch.Generator().manual_seed(1)
     longest = min(predictor.max_tokens or LONGEST, LONGEST) if predictor.manifest.modality == "text" else 1
     for batch, tokens in dict.fromkeys((size, min(tokens, longest)) for size, tokens in (*SHAPES, (2, longest))):
         yield _random(predictor, batch, tokens, generator)
-    for start in range(0, len(inputs), 32):
-        yield predictor.encode(inputs[start : start + 32])
+    given = iter(inputs)
+    while some := list(itertools.islice(given, 32)):
+        yield predictor.encode(some)
 
 
-def _compared(predictor: Predictor, run: Run, inputs: Sequence[Any]) -> tuple[int, float, float]:
+def _compared(predictor: Predictor, run: Run, inputs: Iterable[Any]) -> tuple[int, float, float]:
     """How many inputs agree; the largest difference of their logits, and what is allowed in that batch.
 
     Raises:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import DataError
 from sweeper.tools.predict import add_input_arguments, add_model_arguments, check_input, load_predictor, usable_inputs
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_installed(arguments.format)
     predictor = load_predictor(arguments)
-    inputs = [] if arguments.input is None else usable_inputs(predictor, arguments)
+    inputs: Iterable[Any] = () if arguments.input is None else usable_inputs(predictor, arguments)
     output = arguments.output or folder / arguments.format
     print(f"exporting to {output} ...", file=sys.stderr)
     try:

@@ -6,8 +6,8 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -147,16 +147,14 @@ def check_input(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--input {arguments.input}: no such file or folder", f"Seen from {Path.cwd()}.")
 
 
-def usable_inputs(predictor: Predictor, arguments: argparse.Namespace) -> list[Any]:
-    """The inputs in ``--input`` that can be read, as :meth:`Predictor.encode` takes them.
+def usable_inputs(predictor: Predictor, arguments: argparse.Namespace) -> Iterator[Any]:
+    """The inputs in ``--input`` that can be read, as :meth:`Predictor.encode` takes them; images opened one by one.
 
     Raises:
         ConfigError: a column is missing.
         DataError: the input cannot be read.
     """
-    inputs = _read(predictor, arguments).inputs
-    images = predictor.manifest.modality == "image"
-    return [item for item in inputs if item is not None and not (images and _opened(item) is None)]
+    return (item for item in _opened(predictor, _read(predictor, arguments).inputs) if item is not None)
 
 
 @dataclass
@@ -172,7 +170,7 @@ class _Rows:
 
 def _predict(predictor: Predictor, rows: _Rows, arguments: argparse.Namespace) -> int:
     """Add ``prediction`` and ``score`` to the cells; how many rows have none."""
-    inputs = [_opened(item) for item in rows.inputs] if predictor.manifest.modality == "image" else rows.inputs
+    inputs = list(_opened(predictor, rows.inputs))
     usable = [place for place, item in enumerate(inputs) if item is not None]
     names = _added(rows.cells[0], predictor.labels if arguments.all_scores else ())
     for cells in rows.cells:
@@ -250,16 +248,19 @@ def _images(paths: Sequence[Path]) -> _Rows:
     return _Rows(list(paths), [{"image": str(path)} for path in paths])
 
 
-def _opened(path: Path | None) -> Any:
-    """The decoded image; ``None`` where there is none that can be read."""
+def _opened(predictor: Predictor, inputs: Iterable[Any]) -> Iterator[Any]:
+    """The inputs, of images what they decode to; ``None`` where there is none that can be read."""
+    if predictor.manifest.modality != "image":
+        yield from inputs
+        return
     from sweeper.data.images import BROKEN, StoredImage
 
-    if path is None:
-        return None
-    try:
-        return StoredImage(path).open()
-    except BROKEN:
-        return None
+    for path in inputs:
+        image = None
+        if path is not None:
+            with suppress(*BROKEN):
+                image = StoredImage(path).open()
+        yield image
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from sweeper.models.predictor import Predictor
 from sweeper.objective import Task
 from sweeper.search_space import StrategySpec
 from sweeper.tools import main
+from sweeper.tools.predict import usable_inputs
 from sweeper.winners import note_chosen
 from tests.tasks import SETTINGS, load_task
 
@@ -86,8 +88,11 @@ def test_a_folder_of_images_is_labelled_and_what_is_no_image_is_left_out(
     rows = {Path(row["image"]).name: row["prediction"] for row in csv.DictReader(printed.out.splitlines())}
     assert set(rows) == {"0.PNG", "1.PNG", "2.PNG", "broken.jpg"}
     assert not rows["broken.jpg"] and "1 of 4 rows" in printed.err
-    expected = Predictor.load(images).predict([image.open() for image in dataset.test.inputs[:3]])["label"].tolist()
+    predictor = Predictor.load(images)
+    expected = predictor.predict([image.open() for image in dataset.test.inputs[:3]])["label"].tolist()
     assert [rows[f"{number}.PNG"] for number in range(3)] == expected
+    usable = list(usable_inputs(predictor, argparse.Namespace(input=tmp_path)))
+    assert predictor.predict(usable)["label"].tolist() == expected, "what an export is compared on"
 
 
 def test_mistakes_are_said_before_anything_is_predicted(texts: Path, images: Path, tmp_path: Path) -> None:
