@@ -21,6 +21,7 @@ import csv
 import json
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,19 @@ def groups(model: nn.Module, trial: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def texts(folder: Path, split: str, tokenizer: Any, max_length: int, *, by_length: bool) -> list[dict[str, Any]]:
-    """Tokenised examples."""
-    rows = read(folder, split)
-    encoded = tokenizer([row["input"] for row in rows], truncation=True, max_length=max_length)
-    examples = [
-        {"input_ids": ids, "attention_mask": mask, "labels": int(row["label"])}
-        for row, ids, mask in zip(rows, encoded["input_ids"], encoded["attention_mask"], strict=True)
+def tokenised(tokenizer: Any, inputs: Sequence[Any], labels: Iterable[Any], max_length: int) -> list[dict[str, Any]]:
+    """Examples for the Trainer."""
+    encoded = tokenizer(inputs, truncation=True, max_length=max_length)
+    return [
+        {"input_ids": ids, "attention_mask": mask, "labels": int(label)}
+        for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels, strict=True)
     ]
+
+
+def texts(folder: Path, split: str, tokenizer: Any, max_length: int, *, by_length: bool) -> list[dict[str, Any]]:
+    """Tokenised examples of a split."""
+    rows = read(folder, split)
+    examples = tokenised(tokenizer, [row["input"] for row in rows], [row["label"] for row in rows], max_length)
     return sorted(examples, key=lambda example: len(example["input_ids"])) if by_length else examples
 
 

@@ -8,8 +8,9 @@ Trainer's random batches). Both compute in the same precision. Prints the differ
 interval over seeds (paired t), which should contain 0, and the ratio of the times. With `--random-batches` both sides
 see the same examples in the same order, and what is left is rounding and the order of initialisation.
 
-The plain side shares no code with the packages but the loading of the data. Both start from the same head: torch's
-initialisation of a linear layer from the same seed.
+The plain side has its model and its groups of parameters from `benchmarks/baseline.py`, and shares no code with the
+packages but the loading of the data. Full fine-tuning starts from the same head on both sides: torch's initialisation
+of a linear layer from the same seed.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from scipy import stats
-from torch import nn
-from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
+from benchmarks.baseline import CLIP, WARM_UP, WEIGHT_DECAY, TextClassifier, groups, prepare, tokenised
 from sweeper.assets import fetch
 from sweeper.data import Dataset, Split, load_dataset
 from sweeper.objective import Task
@@ -36,31 +36,9 @@ from sweeper.search_space import parse_strategy
 from sweeper.training.fit import TrainerSettings
 from sweeper.training.precision import resolve_precision
 
-EPOCHS, BATCH_SIZE, WEIGHT_DECAY, WARM_UP, CLIP, MAX_LENGTH = 2, 32, 0.01, 0.1, 1.0, 128
+EPOCHS, BATCH_SIZE, MAX_LENGTH = 2, 32, 128
 RATES = {"full": 1e-4, "lora": 2e-3}
 RANK, ALPHA, DROPOUT = 16, 32, 0.05
-
-
-class PlainClassifier(nn.Module):
-    """What a tutorial writes: a pretrained encoder, mean pooling, a linear layer."""
-
-    def __init__(self, path: Path, labels: int, strategy: str) -> None:
-        super().__init__()
-        backbone = AutoModel.from_pretrained(path, add_pooling_layer=False)
-        if strategy == "lora":
-            settings = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=["query", "value"])
-            backbone = get_peft_model(backbone, settings)
-        self.backbone = backbone
-        self.head = nn.Linear(384, labels)
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: Any = None, labels: Any = None
-    ) -> dict[str, torch.Tensor]:
-        """Loss and logits."""
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).float()
-        logits = self.head((states * mask).sum(1) / mask.sum(1))
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
 def plain(dataset: Dataset, path: Path, strategy: str, seed: int) -> tuple[float, float]:
@@ -68,14 +46,21 @@ def plain(dataset: Dataset, path: Path, strategy: str, seed: int) -> tuple[float
     tokenizer = AutoTokenizer.from_pretrained(path)
 
     def examples(split: Split) -> list[dict[str, Any]]:
-        encoded = tokenizer(split.inputs, truncation=True, max_length=MAX_LENGTH)
-        return [
-            {"input_ids": ids, "attention_mask": mask, "labels": int(label)}
-            for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], split.labels, strict=True)
-        ]
+        return tokenised(tokenizer, split.inputs, split.labels, MAX_LENGTH)
 
+    # The head has ten times the backbone's rate in Thawline's full fine-tuning; a plain script says so by groups.
+    trial = {
+        "strategy": strategy,
+        "rank": RANK,
+        "alpha": ALPHA,
+        "dropout": DROPOUT,
+        "learning_rate": RATES[strategy],
+        "head_lr_multiplier": 10.0 if strategy == "full" else 1.0,
+    }
+    model = TextClassifier(str(path), len(dataset.label_names))
     set_seed(seed)
-    model = PlainClassifier(path, len(dataset.label_names), strategy)
+    prepare(model, trial)
+    model.head.reset_parameters()
     best: dict[str, Any] = {"accuracy": -1.0}
 
     class KeepBest(transformers.TrainerCallback):
@@ -84,18 +69,6 @@ def plain(dataset: Dataset, path: Path, strategy: str, seed: int) -> tuple[float
                 weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
                 best.update(accuracy=metrics["eval_accuracy"], weights=weights)
 
-    # The head has ten times the backbone's rate in Thawline's full fine-tuning; a plain script says so by groups.
-    multiplier = 10.0 if strategy == "full" else 1.0
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [p for name, p in trainable if name.startswith("head") == head and (p.ndim > 1) == decays],
-            "lr": RATES[strategy] * (multiplier if head else 1.0),
-            "weight_decay": WEIGHT_DECAY if decays else 0.0,
-        }
-        for head in (False, True)
-        for decays in (True, False)
-    ]
     arguments = TrainingArguments(
         output_dir="unused",
         num_train_epochs=EPOCHS,
@@ -119,7 +92,7 @@ def plain(dataset: Dataset, path: Path, strategy: str, seed: int) -> tuple[float
         eval_dataset=examples(dataset.validation),
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
-        optimizers=(torch.optim.AdamW([group for group in groups if group["params"]]), None),
+        optimizers=(torch.optim.AdamW([group for group in groups(model, trial) if group["params"]]), None),
         callbacks=[KeepBest()],
     )
     trainer.remove_callback(transformers.PrinterCallback)
