@@ -64,6 +64,7 @@ def build_size_report(
     summary = _summary([(comparison.train_size, verdicts[comparison.name]) for comparison in comparisons])
     context = {
         "name": curve,
+        "installed": all(comparison.installed for comparison in comparisons),
         "title": title,
         "summary": summary,
         "table": _markdown(table, comparisons, chosen, confidence),

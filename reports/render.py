@@ -201,6 +201,7 @@ def _context(
         "commands": formats.fence("\n".join(commands), "bash") if commands else "",
         "train_command": formats.fence(alone, "bash") if alone else "",
         "places": list(places(loaded, verdict.chosen)),
+        "installed": loaded.installed,
         "revisions": _texts(loaded.studies["git_revision"]),
         "versions": _versions(loaded.versions),
         "config": formats.fence(config, "yaml") if config.strip() else "",
