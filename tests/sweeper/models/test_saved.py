@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +98,17 @@ def test_an_adapter_with_a_native_head_loads_in_peft_alone(
         np.testing.assert_allclose(model(**batch).logits.numpy(), before, atol=1e-5)
     weights = {path: path.stat().st_size for path in tmp_path.rglob("*.safetensors")}
     assert weights[tmp_path / ADAPTER / "adapter_model.safetensors"] < weights[tmp_path / "model.safetensors"] / 10
+
+
+def test_weights_may_be_read_by_whom_the_umask_lets(linear: Task, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(linear, "lora", tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert {"model.safetensors", "adapter_model.safetensors"} <= set(modes)
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_adapters_of_one_base_are_loaded_together_and_switched(linear: Task, native: Task, tmp_path: Path) -> None:
