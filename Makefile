@@ -132,6 +132,7 @@ examples: $(STAMP) ## run the sweeps of docs/reports/ and replace their reports:
 
 docs: $(STAMP) ## build the documentation into site/; fails on a broken link
 	@$(RUN) docs/generate.py
+	@$(RUN) docs/links.py
 	@$(RUN) -m zensical build --clean --strict
 	@echo 'Open site/index.html; with search: $(RUN) -m http.server --bind 127.0.0.1 --directory site 8000'
 
