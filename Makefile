@@ -20,7 +20,7 @@ PYTHON ?= python3
 #: DATASET=...       what it is trained on: a name from conf/dataset/
 #: EXPERIMENT=...    a recipe from conf/experiment/, which sets several of these at once
 #: TRIALS=20         trials of each study (study.n_trials)
-#: DRY_RUN=1         check and print the configuration, train nothing
+#: DRY_RUN=1         say what would run and how long, train nothing
 #: COMPARISON=...    for report: which comparison (default: the newest); a,b,c or all for one summary of several
 #: TEXT="..."        for predict: a text
 #: INPUT=...         for predict and export: a table or text file, an image, or a folder of images
@@ -132,6 +132,7 @@ examples: $(STAMP) ## run the sweeps of docs/reports/ and replace their reports:
 
 docs: $(STAMP) ## build the documentation into site/; fails on a broken link
 	@$(RUN) docs/generate.py
+	@$(RUN) docs/links.py
 	@$(RUN) -m zensical build --clean --strict
 	@echo 'Open site/index.html; with search: $(RUN) -m http.server --bind 127.0.0.1 --directory site 8000'
 

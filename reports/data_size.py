@@ -15,7 +15,7 @@ from reports.render import Report
 from reports.rules_of_thumb import rules_markdown, try_rules
 from reports.stats import check_confidence
 from reports.tables import size_table
-from reports.verdict import Rule, judge_comparison
+from reports.verdict import Rule, Verdict, judge_comparison
 from sweeper import schema
 
 __all__ = ["REPORT_NAME", "build_size_report"]
@@ -45,12 +45,13 @@ def build_size_report(
     check_confidence(confidence)
     comparisons = load_curve(tracking_uri, curve)
     table = size_table(comparisons, confidence)
-    chosen = {
+    verdicts = {
         comparison.name: judge_comparison(
             comparison, table[table["comparison"] == comparison.name].reset_index(drop=True), confidence, rule
-        ).chosen
+        )
         for comparison in comparisons
     }
+    chosen = {name: verdict.chosen for name, verdict in verdicts.items()}
     folder = report_folder(Path(reports_dir), curve)
     model, dataset = (
         formats.different(value for comparison in comparisons for value in comparison.studies[column])
@@ -60,9 +61,10 @@ def build_size_report(
     drawing = size_figure(table, title=f"{title}: what more training data buys", confidence=confidence)
     tables = [(comparison, table[table["comparison"] == comparison.name]) for comparison in comparisons]
     rules = rules_markdown(try_rules(tables, confidence, (rule or Rule()).delta))
-    summary = _summary([(comparison.train_size, chosen[comparison.name]) for comparison in comparisons])
+    summary = _summary([(comparison.train_size, verdicts[comparison.name]) for comparison in comparisons])
     context = {
         "name": curve,
+        "installed": all(comparison.installed for comparison in comparisons),
         "title": title,
         "summary": summary,
         "table": _markdown(table, comparisons, chosen, confidence),
@@ -79,9 +81,9 @@ def build_size_report(
     return Report(files[0], curve, table, summary, files, newest_run(comparisons))
 
 
-def _summary(choices: list[tuple[float, str | None]]) -> str:
-    """The choice at each size, equal ones that follow each other together."""
-    known = [(size, label) for size, label in choices if label is not None]
+def _summary(choices: list[tuple[float, Verdict]]) -> str:
+    """The choice at each size, equal ones that follow each other together; before it, where no choice beats a floor."""
+    known = [(size, verdict.chosen) for size, verdict in choices if verdict.chosen is not None]
     if not known:
         return "Nothing can be chosen yet: no strategy has a test score."
     parts = []
@@ -89,7 +91,11 @@ def _summary(choices: list[tuple[float, str | None]]) -> str:
         sizes = [formats.setting(size) for size, _ in group]
         span = f"at {sizes[0]}" if len(sizes) == 1 else f"from {sizes[0]} to {sizes[-1]}"
         parts.append(f"{span} training examples **{formats.escape(label)}**")
-    return f"To choose: {', '.join(parts)}; the report of each size says why."
+    answer = f"To choose: {', '.join(parts)}; the report of each size says why."
+    unproven = [formats.setting(size) for size, verdict in choices if verdict.unproven]
+    if not unproven:
+        return answer
+    return f"**Nothing is shown to beat the strongest floor with {formats.joined(unproven)} examples.** {answer}"
 
 
 def _markdown(

@@ -97,8 +97,8 @@ def write_pages(
     rebuild = formats.rebuild_command
     if folder.parent.name == "reports":  # of an output folder, where MLflow's database is looked for
         rebuild = functools.partial(rebuild, output_dir=str(folder.parent.parent))
-    environment.filters["rebuild"] = lambda names, options=(): rebuild(
-        *([names] if isinstance(names, str) else names), options=options
+    environment.filters["rebuild"] = lambda names, installed, options=(): rebuild(
+        *([names] if isinstance(names, str) else names), options=options, installed=installed
     )
     text = _tidy(environment.get_template(template).render(**context, figures=pictures))
     css, script = ((_TEMPLATES / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))

@@ -26,6 +26,7 @@ __all__ = [
     "fence",
     "floor_name",
     "hydra_quoted",
+    "is_installed",
     "is_missing",
     "joined",
     "markdown_table",
@@ -71,26 +72,34 @@ def class_name(label: object, names: object) -> str:
     return text
 
 
-def rebuild_command(*comparisons: str, output_dir: str = _OUTPUT_DIR, options: Sequence[str] = ()) -> str:
+def is_installed(revision: object) -> bool:
+    """Whether a recorded revision is that of an installed package, and no commit."""
+    return str(revision).startswith(("thawline", "installed package"))  # the second: as earlier versions had it
+
+
+def rebuild_command(
+    *comparisons: str, output_dir: str = _OUTPUT_DIR, options: Sequence[str] = (), installed: bool = False
+) -> str:
     """The command that writes a report again, as a code span; not for table cells. ``output_dir`` holds MLflow.
 
-    ``options`` are further overrides, of plain characters.
+    ``options`` are further overrides, of plain characters; ``installed`` leaves make out, which a clone alone has.
 
     Names that make, its shell and Hydra would all read as they stand go through make. Others are quoted for Hydra and
     for a shell, and make is left out, which would need a third quoting. Names are single lines, as MLflow's tags are.
     """
     elsewhere = output_dir != _OUTPUT_DIR
-    if all(_BARE.fullmatch(name) and name.lower() not in _WORDS for name in comparisons) and (
-        not elsewhere or _BARE_PATH.fullmatch(output_dir)
-    ):
+    bare = all(_BARE.fullmatch(name) and name.lower() not in _WORDS for name in comparisons)
+    bare_path = _BARE_PATH.fullmatch(output_dir)
+    if not installed and bare and (not elsewhere or bare_path):
         overrides = [*([f"output_dir={output_dir}"] if elsewhere else []), *options]
         where = f' ARGS="{" ".join(overrides)}"' if overrides else ""
         return code(f"make report COMPARISON={','.join(comparisons)}{where}")
-    names = [hydra_quoted(name) for name in comparisons]
-    given = names[0] if len(names) == 1 else f"[{','.join(names)}]"
-    command = f"python -m sweeper report {shlex.quote(f'report.comparison={given}')}"
+    names = ",".join(comparisons if bare else map(hydra_quoted, comparisons))
+    given = names if bare or len(comparisons) == 1 else f"[{names}]"
+    program = "thawline" if installed else "python -m sweeper"
+    command = f"{program} report {shlex.quote(f'report.comparison={given}')}"
     if elsewhere:
-        command += f" {shlex.quote(f'output_dir={hydra_quoted(output_dir)}')}"
+        command += f" {shlex.quote(f'output_dir={output_dir if bare_path else hydra_quoted(output_dir)}')}"
     command += "".join(f" {option}" for option in options)
     ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", command)), default=0))
     pad = " " if len(ticks) > 1 else ""

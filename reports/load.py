@@ -25,7 +25,7 @@ from urllib.parse import urlparse
 
 import pandas as pd
 
-from reports.formats import different, is_missing, score
+from reports.formats import different, is_installed, is_missing, score
 from sweeper import schema
 from sweeper.errors import ThawlineError, near_matches
 
@@ -49,7 +49,7 @@ __all__ = [
 
 PREDICTION_COLUMNS = ("item", "group", "label", "prediction", "probability")
 _PAGE = 1000  # the most that MLflow returns at once
-_NEXT_STEP = "Run `make sweep` first, or name another store with tracking.uri=..."
+_NEXT_STEP = "Run `thawline sweep` (`make sweep`) first, or name another store with tracking.uri=..."
 _LARGEST = 1e308
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 #: States of trials that came to an end of their own.
@@ -179,6 +179,12 @@ class Comparison:
         """Examples that it trained on, NaN where that was not logged."""
         sizes = pd.to_numeric(self.studies[schema.PARAM_TRAIN_SIZE], errors="coerce").dropna()
         return float(sizes.iloc[-1]) if len(sizes) else math.nan
+
+    @property
+    def installed(self) -> bool:
+        """Whether it was run by an installed package, where there is no ``make``, and not from a clone."""
+        revisions = self.studies["git_revision"].dropna()
+        return len(revisions) > 0 and all(map(is_installed, revisions))
 
     @property
     def config(self) -> str:
@@ -466,7 +472,7 @@ def _client(tracking_uri: str) -> MlflowClient:
         except OSError as error:
             raise ThawlineError(
                 f"no MLflow server answers at {tracking_uri}: {error}",
-                "Start it with `make ui`, or change tracking.uri.",
+                "Start it with `thawline ui` (`make ui`), or change tracking.uri.",
             ) from error
     try:
         return MlflowClient(tracking_uri)

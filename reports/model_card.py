@@ -185,6 +185,7 @@ def _context(
         "command": fence(command, "bash") if command else "",
         "comparison": loaded.name,
         "revision": formats.different([study["git_revision"]]),
+        "installed": loaded.installed,
         "fingerprint": formats.different([study["data_fingerprint"]]),
     }
 

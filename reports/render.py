@@ -27,6 +27,7 @@ from reports.rules_of_thumb import rules_markdown, try_rules
 from reports.stats import METHOD_CROSSED, METHOD_NONE, METHOD_SCORE, METHOD_T, SeedScores, check_confidence, pool
 from reports.tables import (
     ACCOUNT_STATES,
+    UNEVEN,
     accounting_table,
     comparison_table,
     drift_table,
@@ -34,6 +35,7 @@ from reports.tables import (
     hyperparameters_table,
     shifted_table,
     strategy_scores,
+    uneven_finals,
 )
 from reports.verdict import Rule, Verdict, judge_comparison
 from sweeper import schema
@@ -42,7 +44,6 @@ __all__ = ["REPORT_NAME", "Report", "build_report"]
 
 REPORT_NAME = "report"
 _MOST_REASONS = 4  # per state and strategy, the others are counted
-_UNEVEN = 0.25  # of the time of equal runs; what more than that is apart was not measured alike
 _STATES = {schema.STATE_PRUNED: "pruned, with the score reached", schema.STATE_INTERRUPTED: "interrupted and repeated"}
 _FEW_LABELS = 6  # are named where the data are introduced
 _PACKAGES = ("python", "torch", "transformers", "peft", "timm", "optuna", "mlflow", "datasets", "accelerate")
@@ -200,6 +201,7 @@ def _context(
         "commands": formats.fence("\n".join(commands), "bash") if commands else "",
         "train_command": formats.fence(alone, "bash") if alone else "",
         "places": list(places(loaded, verdict.chosen)),
+        "installed": loaded.installed,
         "revisions": _texts(loaded.studies["git_revision"]),
         "versions": _versions(loaded.versions),
         "config": formats.fence(config, "yaml") if config.strip() else "",
@@ -350,15 +352,10 @@ def _cost_notes(loaded: Comparison, table: pd.DataFrame) -> list[str]:
             f"† Trained on what its frozen part puts out, recorded once for all runs ({took}); that counts as tuning, "
             "whichever run or earlier study did it."
         )
-    uneven = []
-    for _, study in loaded.studies.iterrows():
-        runs = loaded.finals(study["study"])
-        paces = (runs[schema.TRAIN_SECONDS] / runs[schema.EPOCHS_RUN].fillna(1).clip(lower=1)).dropna()
-        if len(paces) > 1 and paces.max() > (1 + _UNEVEN) * paces.min() and runs[schema.TRAIN_SECONDS].max() > 1:
-            uneven.append(formats.escape(study["label"]))
-    if uneven:
+    if uneven := uneven_finals(loaded):
+        names = formats.joined([formats.escape(label) for label in uneven])
         notes.append(
-            f"Equal finals of {formats.joined(uneven)} differ by more than {100 * _UNEVEN:.0f} % in time: the machine "
+            f"Equal finals of {names} differ by more than {100 * UNEVEN:.0f} % in time: the machine "
             "was busy with something else, and such differences between strategies mean nothing."
         )
     total = table["total_params"].min()

@@ -16,14 +16,15 @@ import pandas as pd
 from reports.formats import count, escape, markdown_table, score_interval, setting
 from reports.load import Comparison
 from reports.stats import Interval, Pool, SeedScores, accuracy_interval, paired_difference, pool
-from reports.tables import strategy_scores
+from reports.tables import strategy_scores, uneven_finals
 from sweeper import schema
 
-__all__ = ["CANNOT_TELL", "FAILED", "HELD", "NOT_MEASURED", "Finding", "rules_markdown", "try_rules"]
+__all__ = ["CANNOT_TELL", "FAILED", "HELD", "NOT_MEASURED", "TIMES_VARY", "Finding", "rules_markdown", "try_rules"]
 
 HELD = "held"
 FAILED = "did not hold"
 CANNOT_TELL = "cannot be told"
+TIMES_VARY = "not judged: times vary"
 NOT_MEASURED = "not measured"
 
 _FROZEN = ("frozen",)
@@ -45,7 +46,7 @@ class Finding:
         claim: in words.
         here: what it is tried on (train size and the like), as markdown.
         measured: with intervals, as markdown; of a claim that was not tried, what would be needed.
-        verdict: ``HELD``, ``FAILED``, ``CANNOT_TELL`` or ``NOT_MEASURED``.
+        verdict: ``HELD``, ``FAILED``, ``CANNOT_TELL``, ``TIMES_VARY`` or ``NOT_MEASURED``.
     """
 
     claim: str
@@ -66,6 +67,7 @@ class _Trial:
     pool: Pool
     confidence: float
     delta: float
+    times_vary: bool
 
     def here(self) -> str:
         return f"{count(self.size)} examples"
@@ -132,6 +134,7 @@ def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float, de
         pool=pool(scores),
         confidence=confidence,
         delta=delta,
+        times_vary=bool(uneven_finals(comparison)),
     )
 
 
@@ -189,8 +192,12 @@ def _limited_compute(trial: _Trial) -> Finding:
         return Finding(claim, trial.here(), "needs times or memory of the finals", NOT_MEASURED)
     gap = trial.difference(best, "full")
     verdict = CANNOT_TELL
-    if all(ratio >= 1 for ratio in known.values()) or gap.high < -trial.delta:
-        verdict = FAILED  # no cheaper, or shown to cost more accuracy than the saving may
+    if gap.high < -trial.delta:
+        verdict = FAILED  # shown to cost more accuracy than any saving may
+    elif trial.times_vary and "the time" in known:
+        verdict = TIMES_VARY  # the machine was busy with something else, as the notes on costs say
+    elif all(ratio >= 1 for ratio in known.values()):
+        verdict = FAILED
     elif all(ratio < _CLEARLY_CHEAPER for ratio in known.values()):
         verdict = HELD
     costs = " and ".join(f"{ratio:.2f} of {what}" for what, ratio in known.items())

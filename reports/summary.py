@@ -111,6 +111,7 @@ def build_summary(
         "confidence": f"{100 * confidence:g} %",
         "least": LEAST_DATASETS,
         "names": [ALL] if everything else sorted(names),
+        "installed": all(comparison.installed for comparison in loaded),
     }
     files = write_pages(
         folder,

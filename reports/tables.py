@@ -17,6 +17,7 @@ from sweeper import schema
 
 __all__ = [
     "ACCOUNT_STATES",
+    "UNEVEN",
     "accounting_table",
     "comparison_table",
     "drift_table",
@@ -29,8 +30,10 @@ __all__ = [
     "single_class_finals",
     "size_table",
     "strategy_scores",
+    "uneven_finals",
 ]
 
+UNEVEN = 0.25  # of the time of equal runs; what more than that is apart was not measured alike
 #: Columns of the accounting table that count trials, in this order.
 ACCOUNT_STATES = (
     schema.STATE_COMPLETE,
@@ -333,6 +336,17 @@ def earlier_finals(comparison: Comparison) -> dict[str, int]:
     """Strategy label -> how often the test split was scored for finals that no longer count; zero is left out."""
     counts = {study["label"]: len(comparison.finals(study["study"], "earlier")) for _, study in _studies(comparison)}
     return {label: number for label, number in counts.items() if number}
+
+
+def uneven_finals(comparison: Comparison) -> list[str]:
+    """The strategies whose finals, of equal work an epoch, differ in time by more than ``UNEVEN``: a busy machine."""
+    uneven = []
+    for _, study in comparison.studies.iterrows():
+        runs = comparison.finals(study["study"])
+        paces = (runs[schema.TRAIN_SECONDS] / runs[schema.EPOCHS_RUN].fillna(1).clip(lower=1)).dropna()
+        if len(paces) > 1 and paces.max() > (1 + UNEVEN) * paces.min() and runs[schema.TRAIN_SECONDS].max() > 1:
+            uneven.append(str(study["label"]))
+    return uneven
 
 
 def _number(value: object, default: float = math.nan) -> float:

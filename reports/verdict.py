@@ -76,6 +76,7 @@ class Verdict:
             hold at once.
         floor: the strongest floor's name, or ``None``.
         floor_difference: ``chosen`` minus that floor, or ``None``.
+        above_floor: the strategies that fit the budgets and are shown to be above that floor.
         summary: the answer, a short paragraph of markdown.
         shown: whether ``chosen`` is the best or is shown to lie within delta of it.
         over_budget: strategy -> what is beyond its budget (columns of the comparison table).
@@ -89,11 +90,17 @@ class Verdict:
     differences: dict[str, Interval] = field(default_factory=dict)
     floor: str | None = None
     floor_difference: Interval | None = None
+    above_floor: tuple[str, ...] = ()
     summary: str = ""
     shown: bool = False
     over_budget: dict[str, tuple[str, ...]] = field(default_factory=dict)
     undecided: str | None = None
     requirement: Requirement | None = None
+
+    @property
+    def unproven(self) -> bool:
+        """Whether there is a floor that nothing is shown to be above."""
+        return self.floor is not None and not self.above_floor
 
 
 def judge_comparison(
@@ -185,22 +192,25 @@ def judge(
     requirement = None
     if undecided is not None:
         requirement = _requirement(scores[undecided], scores[best], rule, shared, confidence)
-    strongest = table[table["kind"] == "floor"].sort_values("test_accuracy")
+    strongest = table[(table["kind"] == "floor") & table["test_accuracy"].notna()].sort_values("test_accuracy")
     floor = str(strongest["strategy"].iloc[-1]) if len(strongest) else None
-    versus = (
-        None
-        if floor is None
-        else paired_difference(scores[chosen], floors[floor], confidence=confidence, pool=shared.with_floor())
-    )
+    against = {
+        label: paired_difference(scores[label], floors[floor], confidence=confidence, pool=shared.with_floor())
+        for label in (fitting if floor is not None else ())
+    }
+    # Where there are no intervals, means are all that is known.
+    above = tuple(label for label, gap in against.items() if (gap.mean if gap.tie is None else gap.low) > 0)
+    versus = against.get(chosen)
 
-    verdict = Verdict(chosen, best, differences, floor, versus, "", shown, over, undecided, requirement)
+    verdict = Verdict(chosen, best, differences, floor, versus, above, "", shown, over, undecided, requirement)
     sentences = [
+        _nothing_above(fitting, verdict, table),
         _choice(rows, verdict),
         _held_against_best(rows, verdict, rule),
         _ties(rows, verdict),
         _costs(verdict),
         _open_question(rows, verdict),
-        _against_floor(floor, versus, table),
+        _against_floor(verdict, table),
         _against_majority(verdict, scores, floors, confidence, shared),
         _collapses(rows, collapsed or {}),
         _over_budget(verdict, rule),
@@ -245,12 +255,26 @@ def _collapsed(comparison: Comparison) -> dict[str, tuple[int, int]]:
 # --- sentences ---------------------------------------------------------------------------------------------------
 
 
+def _nothing_above(fitting: list[str], verdict: Verdict, table: pd.DataFrame) -> str:
+    """What comes before any choice: none of them is shown to be worth its training, and what to do about it."""
+    if verdict.floor is None or not verdict.unproven:
+        return ""
+    within = " within the budget" if verdict.over_budget else ""
+    who = f"{escape(fitting[0])} is not" if len(fitting) == 1 else f"No strategy{within} is"
+    return (
+        f"**{who} shown to beat the {escape(floor_name(verdict.floor))} floor**, "
+        f"{_floor_accuracy(verdict.floor, table)}: label more examples, check the labels, or try another model "
+        "(model=...) first."
+    )
+
+
 def _choice(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
     """The choice with its accuracy and its size."""
     row = rows[str(verdict.chosen)]
     seeds = int(row["seeds"])
     number = f"{seeds} seeds" if seeds > 1 else "one seed"
-    answer = f"Train **{escape(verdict.chosen)}**: test accuracy {_accuracy(row)} over {number}"
+    advice = "The choice would be" if verdict.unproven else "Train"
+    answer = f"{advice} **{escape(verdict.chosen)}**: test accuracy {_accuracy(row)} over {number}"
     if pd.notna(row["trainable_params"]):
         answer += f", with {count(row['trainable_params'])} trainable parameters"
         if pd.notna(row["total_params"]) and pd.notna(row["trainable_pct"]):
@@ -345,18 +369,26 @@ def _open_question(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
     )
 
 
-def _against_floor(floor: str | None, versus: Interval | None, table: pd.DataFrame) -> str:
+def _against_floor(verdict: Verdict, table: pd.DataFrame) -> str:
+    floor, versus = verdict.floor, verdict.floor_difference
     if floor is None or versus is None:
         return ""
-    row = table[(table["kind"] == "floor") & (table["strategy"] == floor)].iloc[0]
-    shown = f"the {escape(floor_name(floor))} floor, {_accuracy(row)}"
+    shown = f"the {escape(floor_name(floor))} floor, {_floor_accuracy(floor, table)}"
+    if verdict.unproven:
+        shown = "that floor"  # the first sentence names it
     if versus.tie is None:
-        return f"For scale: {shown}."
+        return "" if verdict.unproven else f"For scale: {shown}."
     gap = score_interval(versus.mean, versus.low, versus.high, difference=True)
     if versus.tie:
-        return f"The choice is a tie with {shown} (difference {gap}): whether training pays off here is not shown."
+        others = [escape(label) for label in verdict.above_floor]
+        also = f"; shown to be above it: {_named(others)}" if others else ""
+        return f"The choice is a tie with {shown} (difference {gap}){also}."
     verb = "above" if versus.mean > 0 else "**below**"
     return f"The choice is {verb} {shown} (difference {gap})."
+
+
+def _floor_accuracy(floor: str, table: pd.DataFrame) -> str:
+    return _accuracy(table[(table["kind"] == "floor") & (table["strategy"] == floor)].iloc[0])
 
 
 def _against_majority(

@@ -209,7 +209,14 @@ def _described(commands: Mapping[str, str]) -> list[str]:
 
 def _wrapped(text: str, first: str = "", indent: int = 0) -> list[str]:
     width = min(shutil.get_terminal_size().columns, 110)
-    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _crash() -> NoReturn:

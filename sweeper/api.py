@@ -9,15 +9,16 @@ result.predictor().predict(["a triumph from start to finish"])
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sweeper.config import config_dir, register, users_config_dir
-from sweeper.errors import ConfigError, DataError, StudyError, near_matches
+from sweeper.errors import ConfigError, DataError, StudyError, ThawlineError, near_matches
 from sweeper.hashing import digest
 from sweeper.invocation import interpret
 from sweeper.overrides import composed, config_folders, group_options
@@ -30,6 +31,25 @@ if TYPE_CHECKING:
     from sweeper.models.predictor import Predictor
 
 __all__ = ["Result", "compare", "sweep"]
+
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
+
+
+def _told(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+    """Raise the project's errors right below the caller's own line: they say what to do, our frames and Hydra's do not.
+
+    All other errors keep theirs.
+    """
+
+    @functools.wraps(function)
+    def told(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
+        try:
+            return function(*args, **kwargs)
+        except ThawlineError as error:
+            raise error.with_traceback(None) from None
+
+    return told
 
 
 @dataclass(frozen=True)
@@ -83,6 +103,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@_told
 def sweep(
     strategy: str | None = None,
     *,
@@ -113,6 +134,7 @@ def sweep(
     return _run("sweep", chosen, model, dataset, experiment, trials, output_dir, overrides)
 
 
+@_told
 def compare(
     strategies: Sequence[str] | None = None,
     *,

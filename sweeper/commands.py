@@ -67,9 +67,9 @@ def run(configs: Sequence[Config], command: str, *, skip_inapplicable: bool = Fa
         outcome = run_comparison(prepared, tracking_uri(config), console)
         failures += outcome.failures
         if outcome.studies == 0:
-            console.print("Nothing is trained: name another strategy beside it to compare.", highlight=False)
+            _say("Nothing is trained: name another strategy beside it to compare.", console)
         elif config.final.seeds == 0:
-            console.print("No finals, no test scores, no report: a higher final.seeds adds them.", highlight=False)
+            _say("No finals, no test scores, no report: a higher final.seeds adds them.", console)
         elif len(outcome.failures) < outcome.studies:
             try:
                 _send_waiting(config, console)

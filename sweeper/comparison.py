@@ -121,7 +121,7 @@ def _prepare(configs: Sequence[Config], command: str, console: Console, skip_ina
     if misfits and (not skip_inapplicable or len(misfits) == len(configs)):
         raise ConfigError(list(misfits.values()), "Leave out what does not fit, or change what it names.")
     for message in misfits.values():
-        console.print(f"[yellow]left out:[/yellow] {message}", highlight=False)
+        console.print(f"[yellow]left out:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
     kept = [index for index in range(len(configs)) if index not in misfits]
     plans = [make_plan(configs[index], specs[index], task, command) for index in kept]
     if task.cache is not None:
@@ -227,7 +227,8 @@ def _validate(configs: Sequence[Config]) -> list[StrategySpec]:
 
 def _load(config: Config, console: Console) -> Task:
     if config.verbosity != "quiet":
-        console.print(f"Loading {data_name(config.dataset)} and {config.model.name} ...", highlight=False)
+        loading = f"Loading {data_name(config.dataset)} and {config.model.name} ..."
+        console.print(loading, highlight=False, markup=False, soft_wrap=True)
     model = config.model
     if model.source == "local" and not (Path(str(model.path)) / "config.json").is_file():
         raise ConfigError(

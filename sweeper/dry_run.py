@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import optuna
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sweeper.comparison import Prepared
+from sweeper.config import Config
 from sweeper.estimate import estimate, estimate_pretraining
 from sweeper.progress import duration
 from sweeper.prompting import prompted_name
@@ -20,18 +22,51 @@ __all__ = ["print_dry_run"]
 
 
 def print_dry_run(comparisons: Sequence[Prepared], console: Console) -> None:
-    """Say what would run, and how long: the configuration, the search spaces, a table of each comparison."""
+    """Say what would run, and how long: what is configured, the search spaces, a table of each comparison.
+
+    Of the configuration only what is not the default, so that the rest stays on the screen.
+    """
     first = comparisons[0]
-    _line(console, redacted(OmegaConf.to_yaml(first.configs[0], resolve=True)))
+    _line(console, "configuration, where it is not the default (the same command with --cfg=job prints all of it):")
+    for difference in _differences(first.configs[0]):
+        _line(console, f"  {redacted(difference)}")
     for plan in first.plans:
         if plan.spec.cls.trains:
             _line(console, f"search space of {plan.strategy}:")
             for name, distribution in plan.spec.space.items():
                 _line(console, f"  {name:<18} {_describe(distribution)}")
+            if fixed := ", ".join(f"{name} {_shown(value)}" for name, value in plan.spec.fixed.items()):
+                _line(console, f"  {'fixed:':<18} {fixed}")
     seconds = sum(_print_estimate(prepared, console) for prepared in comparisons)
     if len(comparisons) > 1:
         sizes = ", ".join(f"{len(prepared.task.dataset.train):,}" for prepared in comparisons)
         _line(console, f"at train sizes {sizes}: about {duration(seconds)} in all")
+
+
+def _differences(config: Config) -> list[str]:
+    """``key=value`` of what differs from the schema's defaults, strategies aside, which are shown one by one."""
+    given, usual = (
+        cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
+        for whole in (cast(Any, config), OmegaConf.structured(Config))
+    )
+    for key in ("strategy", "compare", "dry_run"):
+        del given[key]
+    if given["reference"]["prompting"]["base_url"] is None:
+        del given["reference"]
+    return list(_differing(given, usual))
+
+
+def _differing(given: Mapping[str, Any], usual: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in given.items():
+        default = usual.get(key, MISSING) if isinstance(usual, Mapping) else MISSING
+        if isinstance(value, Mapping) and value:
+            yield from _differing(value, default, f"{prefix}{key}.")
+        elif value != default:
+            yield f"{prefix}{key}={_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _line(console: Console, text: str) -> None:

@@ -302,7 +302,7 @@ def _tracking(places: Places) -> Iterator[_Result]:
     else:
         yield "ok", f"{uri}, which is not looked at"
     if waiting := waiting_for(places.output_dir / FILE, redacted(uri), EXPERIMENT):
-        yield "warning", f"{waiting} writes wait for MLflow", "The next sweep or report sends them: make report"
+        yield "warning", f"{waiting} writes wait for MLflow", "The next sweep or report sends them: thawline report"
 
 
 def _runs(path: Path) -> int:

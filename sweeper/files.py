@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import BinaryIO
 
 from sweeper.errors import StudyError, ThawlineError
 
-__all__ = ["check_writable", "inside", "replaced", "reserved", "written"]
+__all__ = ["check_writable", "inside", "replaced", "reserved", "share_weights", "written"]
 
 LEAST_ROOM = 1 << 16  # bytes that a command writes before it starts anything
 
@@ -45,6 +46,16 @@ def written(path: Path, text: str) -> None:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def share_weights(folder: Path) -> None:
+    """Give the weights in a folder the rights that the umask gives to all files, as to ``config.json`` beside them.
+
+    safetensors writes them as temporary files, which their owner alone may read: not a server, nor a colleague.
+    """
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
 
 
 def check_writable(folder: Path) -> None:

@@ -95,7 +95,8 @@ def _entries(command: str, overrides: list[str], extra_dir: str | None) -> tuple
         if entries is not None and command == "sweep":
             raise ConfigError(
                 f"compare={_names(entries)} is for several strategies, and sweep runs one",
-                "Run `make compare` with the same arguments, or name one strategy with strategy=...",
+                "Run `thawline compare` (`make compare`) with the same arguments, or name one strategy with "
+                "strategy=...",
             )
         return [], False
     if entries is not None:

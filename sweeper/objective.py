@@ -27,6 +27,7 @@ from sweeper.data.splits import sample_rows
 from sweeper.data.tokenize import TextEncoder, token_summary
 from sweeper.drift import head_inputs, linear_cka, mean_cosine
 from sweeper.faults import is_out_of_memory
+from sweeper.files import share_weights
 from sweeper.hashing import digest
 from sweeper.models.additions import WithAdditions, max_positions
 from sweeper.models.classifier import Classifier
@@ -478,6 +479,7 @@ class Task:
             training={"learning_rate": run.learning_rate, "seed": run.seed, "best_epoch": run.fit.best.epoch},
             versions=versions(("thawline", "torch", "transformers", "peft", "timm")),
         ).write(folder)
+        share_weights(folder)
 
     def _base(self) -> dict[str, Any]:
         """What was trained, as a saved model tells it: by its name on the hub, where the same weights are there."""

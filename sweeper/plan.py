@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,7 @@ def _processor() -> str:
 
 
 def _git_revision() -> str:
-    """The revision of this clone, ``-dirty`` where files differ from it; ``installed package`` outside of one."""
+    """The revision of this clone, ``-dirty`` where files differ from it; ``thawline 0.1.0`` outside of one."""
     folder = Path(__file__).parent
     try:
         result = subprocess.run(
@@ -302,5 +303,12 @@ def _git_revision() -> str:
             ["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
-        return "installed package"
-    return result.stdout.strip() if tracked.returncode == 0 else "installed package"
+        return _installed()
+    return result.stdout.strip() if tracked.returncode == 0 else _installed()
+
+
+def _installed() -> str:
+    try:
+        return f"thawline {version('thawline')}"
+    except PackageNotFoundError:  # copied, not installed
+        return "thawline"

@@ -1,4 +1,8 @@
-"""What a person sees while a study runs: a line per finished trial, and on a terminal a live bar below them."""
+"""What a person sees while a study runs: a line per finished trial, and on a terminal a live bar below them.
+
+A trial has one number wherever it is named: Optuna's, which counts from 0 and goes on over interruptions and resumed
+studies. Behind it, in brackets, is how many of those asked for that makes.
+"""
 
 from __future__ import annotations
 
@@ -81,13 +85,13 @@ class Progress:
         trials, finals = _plural(n_trials, "trial"), _plural(final_seeds, "final")
         self.note(f"[bold]{strategy}[/bold]: {trials} of up to {_plural(epochs, 'epoch')}{resumed}, then {finals}")
 
-    def trial_started(self, position: int, total: int, values: Mapping[str, Any]) -> Line:
-        """A trial begins with these values."""
-        return self._begin(f"trial {position}/{total}", values)
+    def trial_started(self, number: int, position: int, total: int, values: Mapping[str, Any]) -> Line:
+        """A trial begins with these values; ``number`` is Optuna's, ``position`` counts those asked for, from 1."""
+        return self._begin(f"trial {number} ({position}/{total})", values)
 
-    def final_started(self, position: int, total: int) -> Line:
-        """A final begins."""
-        return self._begin(f"final {position}/{total}", {})
+    def final_started(self, number: int, total: int) -> Line:
+        """A final begins; numbers count from 0, as those of trials."""
+        return self._begin(f"final {number} ({number + 1}/{total})", {})
 
     def _replace_task(self, label: str, total: float) -> None:
         if self._task is not None:
@@ -114,7 +118,7 @@ class Progress:
         self._done += self._epochs
         self._best = self._best if best is None else best
         self._update()
-        self.note(f"  [{style}]{line.label:<11}[/{style}] {duration(line.seconds):>9}  {text}")
+        self.note(f"  [{style}]{line.label:<16}[/{style}] {duration(line.seconds):>9}  {text}")
 
     def _update(self) -> None:
         if self._task is None:

@@ -15,7 +15,7 @@ import sweeper.tracking  # noqa: F401  # sets what mlflow reads when it is impor
 from sweeper import schema
 from sweeper.errors import StudyError
 from sweeper.hub import MODEL_FILES
-from sweeper.models import additions, classifier, predictor, preprocessing
+from sweeper.models import additions, classifier, packed, predictor, preprocessing
 from sweeper.models.predictor import Manifest
 from sweeper.secrets import redacted
 from sweeper.versions import versions
@@ -84,7 +84,7 @@ def pack(folder: Path, path: Path, mlflow_model: Model | None = None) -> None:
         code = Path(temporary, _PACKAGE)
         code.mkdir()
         (code / "__init__.py").touch()
-        for module in (additions, classifier, predictor, preprocessing):
+        for module in (additions, classifier, packed, predictor, preprocessing):
             shutil.copy(str(module.__file__), code)
         data = Path(temporary, "model")
         data.mkdir()
@@ -93,7 +93,7 @@ def pack(folder: Path, path: Path, mlflow_model: Model | None = None) -> None:
                 (data / file.name).symlink_to(file.resolve())
         mlflow.pyfunc.save_model(
             str(path),
-            loader_module=f"{_PACKAGE}.{predictor.__name__.rpartition('.')[2]}",
+            loader_module=f"{_PACKAGE}.{packed.__name__.rpartition('.')[2]}",
             data_path=str(data),
             code_paths=[str(code)],
             signature=ModelSignature(

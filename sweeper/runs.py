@@ -221,7 +221,7 @@ class TrialRun(_Run):
         self.trial = trial
         self.epochs = 0
         trial.set_user_attr(RUN, self.run_id)
-        self.line = book.progress.trial_started(position, plan.n_trials, trial.params)
+        self.line = book.progress.trial_started(trial.number, position, plan.n_trials, trial.params)
         self.started = time.perf_counter()
 
     def on_sizes(self, sizes: dict[str, float]) -> None:
@@ -318,7 +318,7 @@ class FinalRun(_Run):
         self.key = book.final_key(configuration, seed_index)
         self.folder, self.staged = folder, _staged(folder, self.run_id)
         book.set_attempts(self.key, [*book.attempts(self.key), self.run_id])
-        self.line = book.progress.final_started(seed_index + 1, plan.final_seeds)
+        self.line = book.progress.final_started(seed_index, plan.final_seeds)
 
     def on_epoch(self, record: EpochRecord) -> None:
         """See :meth:`Listener.on_epoch`."""

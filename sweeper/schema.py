@@ -28,7 +28,7 @@ TAG_SHIFTED: Final = "thawline.shifted"  # final: name and fingerprint of the sh
 
 # --- tags of study runs ------------------------------------------------------------------------------------------
 TAG_COMMAND: Final = "thawline.command"  # the command that reproduces the study
-TAG_GIT: Final = "thawline.git_revision"
+TAG_GIT: Final = "thawline.git_revision"  # or the version, "thawline 0.1.0", where it was installed
 TAG_FINGERPRINT: Final = "thawline.data_fingerprint"
 TAG_WINNER: Final = "thawline.configuration"  # study: the configuration its finals train; final: the one it trained
 

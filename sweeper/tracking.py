@@ -116,7 +116,7 @@ class Tracker:
         why = f"it refuses some: {refused}" if refused else self._sender.failure or "it answers too slowly"
         return Unsent(
             f"{waiting} writes for MLflow at {self.uri} wait in {self._outbox.path} ({why})",
-            "Nothing is lost: the same command, or `make report` with the same tracking.uri, sends them.",
+            "Nothing is lost: the same command, or `thawline report` with the same tracking.uri, sends them.",
             refused=bool(refused),
         )
 

@@ -6,10 +6,9 @@ model, which then loads where this project is not installed.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from inspect import signature
@@ -217,29 +216,6 @@ class Predictor:
                 "score": probabilities[np.arange(len(best)), best].astype(float),
             }
         )
-
-
-class _PyFunc:
-    """A predictor with the interface of ``mlflow.pyfunc``: tables of texts or of images in base64."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Labels and scores for the rows of ``model_input``: columns ``text`` and ``text_pair``, or ``image``."""
-        frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
-        given = [frame[name].tolist() for name in columns(self._predictor.manifest)]
-        if self._predictor.manifest.modality == "image":
-            # No paths: whoever may ask a server for predictions need not read its files.
-            inputs: list[Any] = [item if isinstance(item, bytes) else base64.b64decode(item) for item in given[0]]
-        else:
-            inputs = given[0] if len(given) == 1 else list(zip(*given, strict=True))
-        return self._predictor.predict(inputs)
-
-
-def _load_pyfunc(data_path: str) -> _PyFunc:
-    """What ``mlflow.pyfunc.load_model`` calls."""
-    return _PyFunc(Predictor.load(data_path))
 
 
 def columns(manifest: Manifest) -> tuple[str, ...]:

@@ -253,7 +253,8 @@ def _summary(given: str, found: _Found) -> str:
     used = [f"{found.sizes[split] or size:,} of {size:,} for {split}" for split, size in found.pools.items()]
     lines.append(f"used: {', '.join(used)}")
     lines += [f"note: {warning}" for warning in found.warnings]
-    return "\n".join(line for text in lines for line in textwrap.wrap(text, 80, subsequent_indent="  "))
+    whole = textwrap.TextWrapper(80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line for text in lines for line in whole.wrap(text))  # words are, so that paths can be copied
 
 
 def _classes(classes: Mapping[str, int]) -> str:

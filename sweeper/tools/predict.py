@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     add_model_arguments(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write a table there: .csv or .jsonl")
+    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
     parser.add_argument("--all-scores", action="store_true", help="a column of scores for each label")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="inputs at a time (default: 32)")
 
@@ -103,7 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Predict, and write as it goes.
 
     Raises:
-        ConfigError: no input or both kinds, an unknown ending, a column that is missing, or no such model.
+        ConfigError: no input or both kinds, an output of an unknown ending or one that exists, a column that is
+            missing, or no such model.
         DataError: the input cannot be read.
     """
     if bool(arguments.inputs) == (arguments.input is not None):
@@ -114,6 +116,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is not None and arguments.output.suffix not in WRITTEN:
         raise ConfigError(
             f"--output {arguments.output}: its name must end in {' or '.join(WRITTEN)}", "Name a file that does."
+        )
+    if arguments.output is not None and arguments.output.exists() and not arguments.force:
+        raise ConfigError(
+            f"--output {arguments.output} exists already", "Replace it with --force, or name another file."
         )
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size {arguments.batch_size}: must be at least 1", "The default is 32.")

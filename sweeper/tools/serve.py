@@ -55,7 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a command to its end, which Ctrl-C or SIGTERM brings to it and all that it started; its status."""
+    """Run a command to its end, which Ctrl-C or SIGTERM brings to it and all that it started; its status.
+
+    0 where it was told to stop, which is how a server ends.
+    """
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -29,6 +29,7 @@ def test_results_hold_the_verdict_and_the_tables_with_full_precision(folder, uri
     assert results["schema"] == "1" and results["comparison"] == KNOWN
     assert results["verdict"]["chosen"] == "lora" and results["verdict"]["best"] == "full"
     assert results["verdict"]["differences"]["frozen"]["high"] < 0
+    assert "lora" in results["verdict"]["above_floor"] and results["verdict"]["summary"].startswith("Train **lora**")
     exact = comparison_table(reports.load_comparison(uri, KNOWN)).set_index("strategy")
     rows = {row["strategy"]: row for row in results["tables"]["comparison"]}
     assert rows["lora"]["test_accuracy_low"] == exact.loc["lora", "test_accuracy_low"]

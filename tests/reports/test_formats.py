@@ -84,6 +84,9 @@ def test_harmless_names_are_rebuilt_by_make():
     options = Rule(delta=0.02, max_trainable_params=5e6).options(0.95)
     command = 'make report COMPARISON=d ARGS="report.delta=0.02 report.max_trainable_params=5000000"'
     assert formats.rebuild_command("d", options=options) == f"`{command}`"
+    command = "thawline report report.comparison=c-1.b_2,d output_dir=outputs/a report.delta=0.02"
+    asked = {"output_dir": "outputs/a", "options": ["report.delta=0.02"], "installed": True}
+    assert formats.rebuild_command("c-1.b_2", "d", **asked) == f"`{command}`"
     assert Rule().options(0.9) == ["report.confidence=0.9"]
 
 

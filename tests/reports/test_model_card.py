@@ -136,3 +136,15 @@ def test_a_card_keeps_labels_and_shows_pairs_where_the_model_reads_pairs(recorde
 
 def test_embedded_models_are_named_as_the_hub_names_them() -> None:
     assert {name: asset.published for name, asset in ASSETS.items() if asset.published} == PUBLISHED
+
+
+def test_what_an_installed_package_made_names_its_version_and_no_make(recorder: Recorder, tmp_path: Path) -> None:
+    study = recorder.study("c-installed", "lora", tags={schema.TAG_GIT: "thawline 0.1.0"})
+    recorder.trial("c-installed", study, 0)
+    recorder.final("c-installed", study, 1000, 0.8, size=10)
+    report = reports.build_report(recorder.uri, reports_dir=tmp_path, comparison="c-installed")
+    text = report.path.read_text("utf-8")
+    assert "`thawline report report.comparison=c-installed`" in text and "make report" not in text
+    assert "- Version (`pip install` it): `thawline 0.1.0`" in text and "Git revision" not in text
+    (card,) = report.cards.values()
+    assert "- Comparison `c-installed`, version `thawline 0.1.0`" in card

@@ -7,16 +7,25 @@ from pathlib import Path
 import pytest
 
 import reports
-from reports.rules_of_thumb import CANNOT_TELL, FAILED, HELD, NOT_MEASURED, Finding, try_rules
+from reports.rules_of_thumb import CANNOT_TELL, FAILED, HELD, NOT_MEASURED, TIMES_VARY, Finding, try_rules
 from reports.tables import comparison_table
 from sweeper import schema
 from tests.reports.conftest import Recorder
 
 
 def tried(
-    recorder: Recorder, name: str, size: int, scores: dict[str, float], classes: int = 2, rank: int = 16
+    recorder: Recorder,
+    name: str,
+    size: int,
+    scores: dict[str, float],
+    classes: int = 2,
+    rank: int = 16,
+    slower: float = 1.0,
 ) -> dict[str, Finding]:
-    """The findings by the first words of their claims, of strategies with these accuracies."""
+    """The findings by the first words of their claims, of strategies with these accuracies.
+
+    The second of the two equal finals of each takes ``slower`` times the time of the first.
+    """
     for place, (strategy, accuracy) in enumerate(scores.items(), start=1):
         study = recorder.study(
             name,
@@ -25,8 +34,8 @@ def tried(
             tags={schema.TAG_CURVE: name.rpartition("-")[0]},
             summary={"label_names": [f"c{number}" for number in range(classes)]},
         )
-        for seed in (1000, 1001):
-            cost = {schema.TRAIN_SECONDS: 10.0 * place, schema.PEAK_MEMORY_MB: 100.0 * place}
+        for seed, factor in ((1000, 1.0), (1001, slower)):
+            cost = {schema.TRAIN_SECONDS: 10.0 * place * factor, schema.PEAK_MEMORY_MB: 100.0 * place}
             recorder.final(name, study, seed, accuracy, size=place, params={"rank": rank}, metrics=cost)
     loaded = reports.load_comparison(recorder.uri, name)
     found = try_rules([(loaded, comparison_table(loaded))])
@@ -49,6 +58,18 @@ def test_verdicts_follow_from_known_differences(recorder: Recorder) -> None:
     assert found["Below 1,000 examples:"].verdict == NOT_MEASURED  # 2,000 examples
     assert found["10,000 to 100,000"].verdict == NOT_MEASURED
     assert found["Above 50,000 examples:"].verdict == NOT_MEASURED
+
+
+@pytest.mark.parametrize(
+    ("slower", "lora", "verdict"), [(1.1, 0.80, HELD), (2.0, 0.80, TIMES_VARY), (2.0, 0.60, FAILED)]
+)
+def test_times_are_not_judged_where_equal_finals_differ_in_time(
+    recorder: Recorder, slower: float, lora: float, verdict: str
+) -> None:
+    """On a busy machine; a loss of accuracy speaks against a claim all the same."""
+    scores = {"frozen": 0.70, "lora": lora, "full": 0.81}
+    found = tried(recorder, f"c-busy-{slower}-{lora}", 2000, scores, slower=slower)
+    assert found["Where compute is"].verdict == verdict
 
 
 def test_a_claim_has_the_intervals_of_the_whole_comparison(recorder: Recorder) -> None:

@@ -147,6 +147,31 @@ def test_collapsed_strategies_and_a_majority_that_is_not_beaten_are_pointed_out(
     assert "not shown to be better than always naming the majority class" in verdict.summary
 
 
+def test_where_nothing_beats_the_floor_that_comes_first():
+    scores = {"small": (770, strategy(110)), "large": (1e6, strategy(104, start=3))}
+    floor = {"majority": replace(strategy(108, seeds=1, start=1), fixed=True)}
+    verdict = decide(scores, floors=floor)
+    assert verdict.chosen == "small" and verdict.floor_difference.tie and not verdict.above_floor
+    first, second = verdict.summary.split(". ")[:2]
+    assert first.startswith("**No strategy is shown to beat the majority class floor**, 0.888")
+    assert "label more examples, check the labels, or try another model" in first
+    assert second.startswith("The choice would be **small**: test accuracy 0.8")
+    assert "The choice is a tie with that floor (difference" in verdict.summary and "Train" not in verdict.summary
+    alone = decide({"small": scores["small"]}, floors=floor)
+    assert alone.summary.startswith("**small is not shown to beat the majority class floor**")
+    budget = decide(scores | {"huge": (1e9, strategy(20))}, Rule(max_trainable_params=1e7), floors=floor)
+    assert budget.summary.startswith("**No strategy within the budget is shown to beat")
+
+
+def test_a_choice_that_ties_with_the_floor_names_what_is_above_it():
+    scores = {"small": (770, strategy(107, 20_000)), "large": (1e6, strategy(20, 20_000))}
+    verdict = decide(scores, floors={"majority": replace(strategy(110, 20_000, seeds=1), fixed=True)})
+    assert (verdict.chosen, verdict.above_floor) == ("small", ("large",))
+    assert verdict.summary.startswith("Train **small**")
+    assert "The choice is a tie with the majority class floor" in verdict.summary
+    assert "; shown to be above it: large." in verdict.summary
+
+
 def test_power_grows_with_seeds_items_and_difference_and_shrinks_with_comparisons():
     seen = Components(seeds=1e-4, items=0.05, residual=0.05, n_seeds=3, n_items=1000, n_groups=1000)
     base = power(seen, 0.03)

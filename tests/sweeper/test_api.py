@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,15 @@ def test_mistakes_are_those_of_the_command_line_all_at_once(tmp_path: Path) -> N
     assert "did you mean 'lora'" in raised.value.message and "trainer.epoch" in raised.value.message
     with pytest.raises(ThawlineError, match="several strategies, and sweep runs one"):
         sweep(experiment="frozen_vs_full", output_dir=tmp_path)
+
+
+def test_an_error_stands_right_below_the_callers_line(tmp_path: Path) -> None:
+    """Neither our frames nor Hydra's, from which nobody learns more than the message says."""
+    with pytest.raises(ConfigError) as raised:
+        sweep("frozen", output_dir=tmp_path, overrides={"trainer.epoch": 1})
+    shown = traceback.format_exception(raised.value)
+    assert len(traceback.extract_tb(raised.tb)) == 2 and "hydra" not in "".join(shown).lower(), "".join(shown)
+    assert str(inspect.signature(sweep)).startswith("(strategy: 'str | None' = None, *, model:")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import optuna
+import pandas as pd
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -64,8 +65,19 @@ def test_a_sweep_ends_with_its_table_report_and_next_step(swept: tuple[Path, str
     (study,) = runs(output, kind="study")["run_id"]
     logged = mlflow.MlflowClient(f"sqlite:///{output / 'mlflow.db'}").list_artifacts(study, "report")
     assert {Path(file.path).name for file in logged} == {file.name for file in path.parent.iterdir()}
-    assert text.count("trial ") >= 3
     assert "\x1b[" not in text, "no colours where nobody watches"
+
+
+def test_a_trial_has_one_number_on_the_terminal_in_optuna_mlflow_and_the_report(swept: tuple[Path, str]) -> None:
+    output, text = swept
+    shown = re.findall(r"trial (\d+) \((\d)/3\) .* score (0\.\d+)", text)
+    assert [(number, position) for number, position, _ in shown] == [("0", "1"), ("1", "2"), ("2", "3")], text
+    assert [f"{trial.value:.4f}" for trial in trials(output)] == [score for _, _, score in shown]
+    logged = runs(output, kind="trial").set_index("tags.mlflow.runName")["metrics.best_validation_accuracy"]
+    assert {f"lora trial 00{number}": float(score) for number, _, score in shown} == logged.round(4).to_dict()
+    (table,) = output.glob("reports/*/trials.csv")
+    rows = pd.read_csv(table).set_index("trial")["best_validation_accuracy"]
+    assert {int(number): float(score) for number, _, score in shown} == rows.round(4).to_dict()
 
 
 def test_mlflow_holds_a_parent_and_its_children_by_the_schema(swept: tuple[Path, str]) -> None:
@@ -175,9 +187,10 @@ def test_ctrl_c_closes_everything_and_the_same_command_goes_on(tmp_path: Path, t
     (interrupted,) = trials(tmp_path)
     assert interrupted.state is optuna.trial.TrialState.FAIL
 
-    run(tmp_path, *arguments)
+    text = run(tmp_path, *arguments)
     finished = [trial for trial in trials(tmp_path) if trial.state is optuna.trial.TrialState.COMPLETE]
     assert len(finished) == 2, "the interrupted trial does not count"
+    assert [trial.number for trial in finished] == [1, 2] and "trial 1 (1/2)" in text and "trial 2 (2/2)" in text
     assert finished[0].params == interrupted.params, "it is tried again"
     assert len({trial.params["learning_rate"] for trial in finished}) == 2
     assert "RUNNING" not in set(runs(tmp_path)["status"])
@@ -295,8 +308,15 @@ def test_dry_run_shows_what_would_run_and_starts_nothing(tmp_path: Path, tiny: l
         "nothing is started",
         "trainable",
         "3 trials and 2 finals",
+        "  study.n_trials=3\n",
+        "  dataset.label_descriptions.fresh=a positive review of a good film\n",
+        "dropout 0.05",
     ):
         assert words in text, text
+    assert "study.timeout" not in text and "search_space:" not in text, "what is the default is left out"
+    assert len(text.splitlines()) < 50 and text.rstrip().endswith("in all, from a few timed steps."), text
+    whole = run(tmp_path, "sweep", "strategy=lora", *tiny, "dry_run=true", "--cfg=job")
+    assert "  timeout: null\n" in whole and "nothing is started" not in whole
     assert not (tmp_path / "optuna.db").exists()
     assert not (tmp_path / "mlflow.db").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,18 @@ def test_what_does_not_fit_is_left_out_with_its_reason(tiny_checkpoint: Path) ->
     assert found["gradual"] == "strategy=gradual: trainer.epochs=2: must be at least 3, one for each stage"
     assert "throws away what domain_pretrain.epochs trains" in found["scratch"]
     assert all("model.head=linear or mlp" in found[name] for name in ("adapter", "prompt", "prefix"))
+
+
+def test_what_is_printed_stays_on_its_line_however_narrow_the_terminal(tmp_path: Path) -> None:
+    """Names and paths can be copied, and brackets are no markup."""
+    register()
+    given = ["model=local", "model.name=a[/x]model-of-mine", f"model.path={tmp_path}"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config: Any = compose("config", overrides=given)
+    printed = io.StringIO()
+    with pytest.raises(ConfigError, match="no checkpoint there"):
+        _load(config, Console(file=printed, width=20))
+    assert printed.getvalue() == "Loading review_lines and a[/x]model-of-mine ...\n"
 
 
 def test_a_choice_in_the_middle_is_checked_too(tiny_checkpoint: Path) -> None:

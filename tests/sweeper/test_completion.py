@@ -36,6 +36,11 @@ def test_a_shell_completes_commands_flags_groups_and_keys(tmp_path: Path, reposi
         "thawline sweep strategy=lo": "strategy=lora",
         "thawline compare strategy=lora model=mini": "model=minilm",
         "thawline experiment=my_r": "experiment=my_reviews",
+        "thawline compare strategy=frozen,lo": "strategy=frozen,lora",
+        "thawline compare model=minilm strategy=frozen,lora,lp": "strategy=frozen,lora,lp_ft",
+        "thawline -m experiment=smoke,my_": "experiment=smoke,my_reviews",
+        "thawline compare strategy=lora,lora": "",
+        "thawline sweep strategy=frozen,lo": "",
         "thawline doctor --js": "--json",
     }
     done = subprocess.run(

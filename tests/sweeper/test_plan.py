@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -171,3 +172,8 @@ def test_smaller_train_splits_lie_inside_larger_ones_and_the_same_rows_are_score
     assert set(small.train.items) < set(large.train.items)
     assert small.validation.items.tolist() == large.validation.items.tolist()
     assert small.test.items.tolist() == large.test.items.tolist()
+
+
+def test_outside_of_a_clone_the_version_stands_for_the_revision(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no git
+    assert plan().study_tags["thawline.git_revision"] == f"thawline {version('thawline')}"

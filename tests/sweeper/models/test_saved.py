@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +98,17 @@ def test_an_adapter_with_a_native_head_loads_in_peft_alone(
         np.testing.assert_allclose(model(**batch).logits.numpy(), before, atol=1e-5)
     weights = {path: path.stat().st_size for path in tmp_path.rglob("*.safetensors")}
     assert weights[tmp_path / ADAPTER / "adapter_model.safetensors"] < weights[tmp_path / "model.safetensors"] / 10
+
+
+def test_weights_may_be_read_by_whom_the_umask_lets(linear: Task, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(linear, "lora", tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert {"model.safetensors", "adapter_model.safetensors"} <= set(modes)
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_adapters_of_one_base_are_loaded_together_and_switched(linear: Task, native: Task, tmp_path: Path) -> None:
@@ -190,6 +203,27 @@ def test_a_packed_model_loads_where_the_project_is_not_installed(linear: Task, t
     np.testing.assert_allclose(found["score"], expected, atol=1e-6)
 
 
+def test_a_cell_that_is_no_text_is_refused_by_row_and_column(linear: Task, tmp_path: Path) -> None:
+    """What the scoring server answers, which hands on this one kind of error without its stack."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc.scoring_server import invocations
+
+    save(linear, "frozen", tmp_path / "model")
+    pack(tmp_path / "model", tmp_path / "packed")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "packed"))
+    for wrong, said in ((None, "null"), (float("nan"), "null"), (3, "3 (int)"), (["a"], "['a'] (list)")):
+        body = json.dumps({"dataframe_records": [{"text": "fine"}, {"text": wrong}]})
+        with pytest.raises(MlflowException) as raised:
+            invocations(body, "application/json", model, model.metadata.get_input_schema())
+        answer = json.loads(raised.value.serialize_as_json())
+        assert f"row 1 (the first is 0), column text: {said} is no text. Texts are allowed" in answer["message"]
+        assert raised.value.get_http_status_code() == 400 and "stack_trace" not in answer
+    body = json.dumps({"dataframe_records": [{"text": "fine"}, {"text": ""}]})
+    answer = invocations(body, "application/json", model, model.metadata.get_input_schema())
+    assert len(json.loads(answer.response)["predictions"]) == 2
+
+
 def test_a_packed_model_of_pictures_reads_base64(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     import mlflow
 
@@ -205,3 +239,6 @@ def test_a_packed_model_of_pictures_reads_base64(checkpoint: Callable[[str], Pat
     assert Image.open(io.BytesIO(base64.b64decode(rows[0]["image"]))).size
     found = mlflow.pyfunc.load_model(str(tmp_path / "packed")).predict(rows)
     assert found["label"].tolist() == [dataset.label_names[row] for row in before.argmax(-1)]
+    broken = [*rows, {"image": base64.b64encode(b"no image").decode()}]
+    with pytest.raises(mlflow.MlflowException, match=r"row 20 \(the first is 0\), column image: this is no image"):
+        mlflow.pyfunc.load_model(str(tmp_path / "packed")).predict(broken)

@@ -89,6 +89,12 @@ def test_small_data_are_used_whole_and_large_ones_in_part(capsys: pytest.Capture
     assert max(map(len, said.splitlines())) <= 80 + len(str(folder))
 
 
+def test_a_long_path_is_said_in_one_piece(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    path = f"{'a-long-name-' * 8}/reviews.csv"
+    main(["init", reviews(path, 60), "--label-column", "stars"])
+    assert f"{path}:" in capsys.readouterr().out
+
+
 def test_numbers_as_labels_and_rows_that_cannot_be_used_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(reviews("stars.csv", 90, [1, 2, 5], names=("text", "label")))
     path.write_text(path.read_text() + "a,b,c\r\n,5\r\n")

@@ -74,6 +74,19 @@ def test_a_table_keeps_its_columns_and_rows_without_a_text_are_counted(
     assert float(rows[0]["score_fresh"]) + float(rows[0]["score_rotten"]) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_file_that_exists_is_replaced_only_when_that_is_asked_for(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "labelled.csv"
+    target.write_text("mine\n")
+    arguments = ["predict", "dull", "--output", str(target), "--output-dir", str(texts)]
+    with pytest.raises(ConfigError, match=r"labelled\.csv exists already\n.*--force, or name another file"):
+        main(arguments)
+    assert target.read_text() == "mine\n" and "model:" not in capsys.readouterr().err, "said before a model is loaded"
+    main([*arguments, "--force"])
+    assert target.read_text().startswith("text,prediction,score\ndull,")
+
+
 def test_a_folder_of_images_is_labelled_and_what_is_no_image_is_left_out(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

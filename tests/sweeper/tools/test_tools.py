@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,17 @@ def test_every_command_explains_its_flags(name: str, tmp_path: Path) -> None:
     assert done.stdout.startswith(f"usage: thawline {name} ")
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert importlib.import_module(f"sweeper.tools.{name}").run.__doc__
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_is_told_to_stop_ends_with_status_0(number: int, repository: Path) -> None:
+    waits = "print('up', flush=True); import time; time.sleep(60)"
+    served = f"_run([sys.executable, '-c', {waits!r}], {{**os.environ}})"
+    code = f"import os, sys; from sweeper.tools.serve import _run; sys.exit({served})"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=repository, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and server.stdout.readline() == "up\n"
+        server.send_signal(number)
+        assert server.wait(30) == 0
 
 
 @pytest.mark.parametrize(
