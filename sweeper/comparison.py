@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from strategies import Frozen, NotApplicable
+from strategies import NotApplicable
 from sweeper import schema
 from sweeper.assets import cache_root, fetch
 from sweeper.config import Config, check, data_name, effective_pooling, natural_direction
@@ -21,7 +21,7 @@ from sweeper.engine import engine_problems, is_brief, make_engine
 from sweeper.errors import ConfigError, StudyError
 from sweeper.hub import push_problems
 from sweeper.interruption import Interrupted
-from sweeper.models.pretrained import Pretrained, timm_repository
+from sweeper.models.pretrained import timm_repository
 from sweeper.models.zero_shot import check_zero_shot
 from sweeper.objective import Task
 from sweeper.ownership import Owner
@@ -125,7 +125,7 @@ def _prepare(configs: Sequence[Config], command: str, console: Console, skip_ina
     kept = [index for index in range(len(configs)) if index not in misfits]
     plans = [make_plan(configs[index], specs[index], task, command) for index in kept]
     if task.cache is not None:
-        cuts = boundary_cuts([plan.spec for plan in plans], task.pretrained)
+        cuts = boundary_cuts([plan.spec for plan in plans if plan.spec.cls.trains], task)
         task.cache.expect(cuts, [task.train, task.validation])
     return Prepared([configs[index] for index in kept], plans, task, prompting)
 
@@ -271,24 +271,15 @@ def _load(config: Config, console: Console) -> Task:
     return task
 
 
-def boundary_cuts(specs: Sequence[StrategySpec], pretrained: Pretrained) -> list[str]:
-    """Where the trials will cut the model, as far as the configurations tell: the first module above each boundary."""
-    layout = pretrained.layout
-    found = set()
+def boundary_cuts(specs: Sequence[StrategySpec], task: Task) -> list[str]:
+    """The modules that states of frozen blocks will enter in the trials: the first above each boundary."""
+    entered = [*task.pretrained.layout.blocks, "head"]
+    depths: set[int] = set()
     for spec in specs:
         for configuration in spec.values_of("num_blocks"):
-            strategy, _ = spec.build(configuration)
-            number = getattr(strategy, "num_blocks", None)
-            for stage in strategy.stages(layout):
-                if isinstance(strategy, Frozen):
-                    parts: tuple[str, ...] = layout.head
-                elif stage.parts is not None:
-                    parts = stage.parts
-                else:
-                    parts = layout.last_blocks(number if isinstance(number, int) else None)
-                found.add(next((block for block in layout.blocks if block in parts), "head"))
-    modules = dict(pretrained.model.named_modules())
-    return sorted(name for name in found if name in modules and name != layout.blocks[0])
+            depths |= task.boundaries(spec.build(configuration)[0])
+    modules = dict(task.pretrained.model.named_modules())
+    return [entered[depth] for depth in sorted(depths - {0}) if entered[depth] in modules]
 
 
 def _store(config: Config) -> StateStore | None:

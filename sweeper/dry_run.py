@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import optuna
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from rich import box
 from rich.console import Console
@@ -24,11 +26,12 @@ __all__ = ["print_dry_run"]
 def print_dry_run(comparisons: Sequence[Prepared], console: Console) -> None:
     """Say what would run, and how long: what is configured, the search spaces, a table of each comparison.
 
-    Of the configuration only what is not the default, so that the rest stays on the screen.
+    Of the configuration only the choices and what differs from them, so that the rest stays on the screen.
     """
     first = comparisons[0]
-    _line(console, "configuration, where it is not the default (the same command with --cfg=job prints all of it):")
-    for difference in _differences(first.configs[0]):
+    chosen = _choices()
+    _line(console, f"configuration: {' '.join(chosen)} (the same command with --cfg=job prints all of it)")
+    for difference in _differences(first.configs[0], chosen):
         _line(console, f"  {redacted(difference)}")
     for plan in first.plans:
         if plan.spec.cls.trains:
@@ -43,16 +46,24 @@ def print_dry_run(comparisons: Sequence[Prepared], console: Console) -> None:
         _line(console, f"at train sizes {sizes}: about {duration(seconds)} in all")
 
 
-def _differences(config: Config) -> list[str]:
-    """``key=value`` of what differs from the schema's defaults, strategies aside, which are shown one by one."""
+def _choices() -> list[str]:
+    """What is chosen of each group, as overrides; strategies aside, which are shown one by one."""
+    choices = HydraConfig.get().runtime.choices
+    return [
+        f"{group}={name}"
+        for group, name in reversed(choices.items())
+        if name is not None and group.partition("/")[0] not in ("hydra", "strategy", "experiment")
+    ]
+
+
+def _differences(config: Config, chosen: list[str]) -> list[str]:
+    """``key=value`` of what differs from those choices alone."""
     given, usual = (
-        cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
-        for whole in (cast(Any, config), OmegaConf.structured(Config))
+        cast(dict[str, Any], OmegaConf.to_container(cast(Any, whole), resolve=True))
+        for whole in (config, compose("config", overrides=chosen))
     )
     for key in ("strategy", "compare", "dry_run"):
         del given[key]
-    if given["reference"]["prompting"]["base_url"] is None:
-        del given["reference"]
     return list(_differing(given, usual))
 
 

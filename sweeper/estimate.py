@@ -17,13 +17,11 @@ from sweeper.search_space import LEARNING_RATE, StrategySpec
 from sweeper.training.domain_pretrain import DomainPretraining, pretrain_language_model
 from sweeper.training.fit import stage_epochs
 from sweeper.training.pseudo_label import PseudoLabelling
-from sweeper.training.state_store import StateStore
 
 __all__ = ["Estimate", "estimate", "estimate_pretraining"]
 
 TIMED_STEPS = 6
 WARM_UP_STEPS = 2
-_MOST_STATES = 1 << 30  # bytes, of the few examples
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ def estimate(
     with tempfile.TemporaryDirectory() as folder:
         few = replace(task, settings=settings, train=train, validation=validation, cache=None)
         if task.cache is not None:
-            cache = task.cache.within(StateStore(Path(folder), _MOST_STATES))
+            # Room in proportion: what will not fit, and is computed in every epoch, does not fit here either.
+            share = _tokens(train, validation) / _tokens(task.train, task.validation)
+            cache = task.cache.within(Path(folder), share)
             few = replace(few, train=replace(train, key="train"), validation=replace(validation, key="validation"))
             few = replace(few, cache=cache)
             few.run(spec, timed, seed=0)

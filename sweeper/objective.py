@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from strategies import Stage, Strategy, count_parameters, enter_stage, trainable_names
+from strategies import Stage, Strategy, boundary, count_parameters, enter_stage, trainable_names
 from sweeper import schema
 from sweeper.assets import cache_root, published_as
 from sweeper.calibration import expected_calibration_error, fit_temperature
@@ -342,6 +342,20 @@ class Task:
         libraries = versions(("torch", "transformers", "accelerate", "peft")).values()
         machine = [device().type, torch.cuda.device_count()]
         return [data, asdict(self.settings), repr(strategy), learning_rate, seed, *machine, *libraries]
+
+    def boundaries(self, strategy: Strategy) -> set[int]:
+        """The depth below which nothing trains, in each stage; of a strategy that does not fit, none."""
+        layout = self.pretrained.layout
+        try:
+            model = strategy.prepare(self.pretrained.fresh(0), layout)
+        except ValueError:
+            return set()
+        trained = frozenset(trainable_names(model))
+        found = set()
+        for stage in strategy.stages(layout):
+            enter_stage(model, stage, trained)
+            found.add(boundary(model, layout))
+        return found
 
     def record_states(
         self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None

@@ -9,7 +9,6 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +307,4 @@ def _git_revision() -> str:
 
 
 def _installed() -> str:
-    try:
-        return f"thawline {version('thawline')}"
-    except PackageNotFoundError:  # copied, not installed
-        return "thawline"
+    return " ".join(["thawline", *versions(("thawline",)).values()])  # none where it is copied, not installed

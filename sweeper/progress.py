@@ -83,7 +83,9 @@ class Progress:
         self._replace_task(strategy, self._units)
         resumed = f", {already} of them finished earlier" if already else ""
         trials, finals = _plural(n_trials, "trial"), _plural(final_seeds, "final")
-        self.note(f"[bold]{strategy}[/bold]: {trials} of up to {_plural(epochs, 'epoch')}{resumed}, then {finals}")
+        self.note(
+            f"[bold]{escape(strategy)}[/bold]: {trials} of up to {_plural(epochs, 'epoch')}{resumed}, then {finals}"
+        )
 
     def trial_started(self, number: int, position: int, total: int, values: Mapping[str, Any]) -> Line:
         """A trial begins with these values; ``number`` is Optuna's, ``position`` counts those asked for, from 1."""
@@ -96,7 +98,7 @@ class Progress:
     def _replace_task(self, label: str, total: float) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(label, total=total, detail="")
+        self._task = self._bar.add_task(escape(label), total=total, detail="")
 
     def _begin(self, label: str, values: Mapping[str, Any]) -> Line:
         line = Line(self, label, escape("  ".join(f"{name} {_short(value)}" for name, value in values.items())))

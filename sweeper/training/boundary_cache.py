@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,9 +89,9 @@ class BoundaryCache:
         """The same for other weights."""
         return self._like(pretrained, self._store)
 
-    def within(self, store: StateStore) -> BoundaryCache:
-        """The same in another folder."""
-        return self._like(self._pretrained, store)
+    def within(self, folder: Path, share: float) -> BoundaryCache:
+        """The same in another folder, with this share of the room."""
+        return self._like(self._pretrained, StateStore(folder, int(share * self._store.max_bytes)))
 
     def _like(self, pretrained: Pretrained, store: StateStore) -> BoundaryCache:
         other = BoundaryCache(pretrained, self.encoder, self.precision, store)

@@ -21,7 +21,7 @@ __all__ = ["PooledDropout"]
 POOL = 1 << 24
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # of 64 MB in float32: a search over rates does not add one with each trial
 def _pool(p: float, dtype: torch.dtype) -> torch.Tensor:
     """Draws of what an element is multiplied with: 0 with probability ``p``, else 1 / (1 - p)."""
     kept = torch.rand(POOL, generator=torch.Generator().manual_seed(0)) >= p

@@ -57,7 +57,7 @@ class StateStore:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._open: dict[str, States] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class StateStore:
 
     def fits(self, size: int) -> bool:
         """Whether an entry of so many bytes can be held, if others go."""
-        return size <= self._max_bytes
+        return size <= self.max_bytes
 
     def read(self, key: str) -> States | None:
         """An entry, its values compared with their checksum on the first read of a process; ``None`` if there is none.
@@ -167,12 +167,12 @@ class StateStore:
                 used += bytes_
         kept = list(self._open)[-2:]
         for _, bytes_, folder in sorted(entries):
-            if used + size <= self._max_bytes:
+            if used + size <= self.max_bytes:
                 return
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)  # a process that reads it keeps its mapping
                 used -= bytes_
-        if used + size > self._max_bytes:
+        if used + size > self.max_bytes:
             raise OSError(errno.ENOSPC, "cache.max_gb is taken by what runs read or record now")
 
     def _is_left(self, unfinished: Path) -> bool:

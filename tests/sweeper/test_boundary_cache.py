@@ -14,6 +14,7 @@ import pytest
 import torch
 from optuna.distributions import IntDistribution
 
+from strategies import STRATEGIES as REGISTERED
 from strategies import Adapter, Frozen, Full, Gradual, Lora, LpFt, Partial, Strategy
 from sweeper.comparison import boundary_cuts as cuts
 from sweeper.data import load_dataset
@@ -122,6 +123,19 @@ def test_training_is_the_same_and_the_first_block_never_runs(
     np.testing.assert_allclose(cached.predict(run, cached.test), plain.predict(expected, plain.test), atol=10 * exact)
     if name != "lp_ft":  # its second stage trains everything
         assert not ran, "the first block computed something"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", ["encoder"], indirect=True, scope="module")
+@pytest.mark.parametrize("name", sorted(name for name, cls in REGISTERED.items() if cls.trains))
+def test_every_strategy_trains_the_same_with_a_store(tasks: tuple[Task, Task], name: str) -> None:
+    """Those that train everything, or change what enters the first block, must not take what others recorded."""
+    plain, cached = tasks
+    cached.run(spec(Frozen()), {}, seed=1)  # something lies there
+    expected, run = (task.run(spec(REGISTERED[name]()), {}, seed=1) for task in (plain, cached))
+    for ours, theirs in zip(run.fit.history, expected.fit.history, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-3)
 
 
 @pytest.fixture
@@ -356,7 +370,7 @@ def test_several_depths_are_recorded_in_one_pass(stored: Any, tmp_path: Path, mo
     expected = {number: stored().run(depths, {"num_blocks": number}, seed=1) for number in (1, 2)}
     shutil.rmtree(tmp_path / "states")
     task = stored()
-    task.cache.expect(cuts([spec(Frozen()), depths], task.pretrained), [task.train, task.validation])
+    task.cache.expect(cuts([spec(Frozen()), depths], task), [task.train, task.validation])
     task.run(spec(Frozen()), {}, seed=1)
     assert len(entries(tmp_path)) == 2 * 3, "of two splits what enters the head and each of the last two blocks"
 

@@ -309,11 +309,13 @@ def test_dry_run_shows_what_would_run_and_starts_nothing(tmp_path: Path, tiny: l
         "trainable",
         "3 trials and 2 finals",
         "  study.n_trials=3\n",
-        "  dataset.label_descriptions.fresh=a positive review of a good film\n",
+        "  dataset.train_size=",
+        "dataset=review_lines",
         "dropout 0.05",
     ):
         assert words in text, text
-    assert "study.timeout" not in text and "search_space:" not in text, "what is the default is left out"
+    for words in ("study.timeout", "label_descriptions", "search_space:"):
+        assert words not in text, "what follows from the choices is left out"
     assert len(text.splitlines()) < 50 and text.rstrip().endswith("in all, from a few timed steps."), text
     whole = run(tmp_path, "sweep", "strategy=lora", *tiny, "dry_run=true", "--cfg=job")
     assert "  timeout: null\n" in whole and "nothing is started" not in whole

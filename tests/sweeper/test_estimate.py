@@ -24,6 +24,15 @@ def test_recorded_states_are_counted_once_and_nothing_stays(tmp_path: Path, tiny
     assert not list(tmp_path.rglob("values.bin"))
 
 
+def test_states_that_will_not_fit_are_counted_in_every_epoch(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    spec = StrategySpec(Frozen, {"learning_rate": 1e-3}, {})
+    seconds = []
+    for room in (1 << 30, 1000):  # of 96 lines; the states of one line take 128 bytes
+        task = load_task(tiny_checkpoint, (96, 40, 20), max_length=64, store=StateStore(tmp_path / str(room), room))
+        seconds.append(estimate(task, spec, 1000, 0, PseudoLabelling(0, 0.9, None)).seconds)
+    assert seconds[0] < seconds[1] / 2
+
+
 @pytest.mark.parametrize("strategy", [Frozen(), Gradual(num_blocks="0,1,2")], ids=["frozen", "gradual"])
 def test_one_step_is_enough(tmp_path: Path, tiny_checkpoint: Path, strategy: Strategy) -> None:
     fields = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
