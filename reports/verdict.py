@@ -194,10 +194,13 @@ def judge(
         requirement = _requirement(scores[undecided], scores[best], rule, shared, confidence)
     strongest = table[(table["kind"] == "floor") & table["test_accuracy"].notna()].sort_values("test_accuracy")
     floor = str(strongest["strategy"].iloc[-1]) if len(strongest) else None
-    against = {
-        label: paired_difference(scores[label], floors[floor], confidence=confidence, pool=shared.with_floor())
-        for label in (fitting if floor is not None else ())
-    }
+    against: dict[str, Interval] = {}
+    if floor is not None:
+        other = shared.with_floor()
+        against = {
+            label: paired_difference(scores[label], floors[floor], confidence=confidence, pool=other)
+            for label in fitting
+        }
     # Where there are no intervals, means are all that is known.
     above = tuple(label for label, gap in against.items() if (gap.mean if gap.tie is None else gap.low) > 0)
     versus = against.get(chosen)
