@@ -76,7 +76,8 @@ class Verdict:
             hold at once.
         floor: the strongest floor's name, or ``None``.
         floor_difference: ``chosen`` minus that floor, or ``None``.
-        above_floor: the strategies that fit the budgets and are shown to be above that floor.
+        above_floor: the strategies that fit the budgets and are shown to be above that floor; ``None`` without a floor,
+            or without intervals that could show it.
         summary: the answer, a short paragraph of markdown.
         shown: whether ``chosen`` is the best or is shown to lie within delta of it.
         over_budget: strategy -> what is beyond its budget (columns of the comparison table).
@@ -90,7 +91,7 @@ class Verdict:
     differences: dict[str, Interval] = field(default_factory=dict)
     floor: str | None = None
     floor_difference: Interval | None = None
-    above_floor: tuple[str, ...] = ()
+    above_floor: tuple[str, ...] | None = None
     summary: str = ""
     shown: bool = False
     over_budget: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class Verdict:
     @property
     def unproven(self) -> bool:
         """Whether there is a floor that nothing is shown to be above."""
-        return self.floor is not None and not self.above_floor
+        return self.above_floor == ()
 
 
 def judge_comparison(
@@ -201,8 +202,8 @@ def judge(
             label: paired_difference(scores[label], floors[floor], confidence=confidence, pool=other)
             for label in fitting
         }
-    # Where there are no intervals, means are all that is known.
-    above = tuple(label for label, gap in against.items() if (gap.mean if gap.tie is None else gap.low) > 0)
+    known = {label: gap for label, gap in against.items() if gap.tie is not None}
+    above = tuple(label for label, gap in known.items() if gap.low > 0) if known else None
     versus = against.get(chosen)
 
     verdict = Verdict(chosen, best, differences, floor, versus, above, "", shown, over, undecided, requirement)
@@ -276,7 +277,8 @@ def _choice(rows: Mapping[str, pd.Series], verdict: Verdict) -> str:
     row = rows[str(verdict.chosen)]
     seeds = int(row["seeds"])
     number = f"{seeds} seeds" if seeds > 1 else "one seed"
-    advice = "The choice would be" if verdict.unproven else "Train"
+    worth_it = verdict.above_floor is None or verdict.chosen in verdict.above_floor
+    advice = "Train" if worth_it else "The choice would be"
     answer = f"{advice} **{escape(verdict.chosen)}**: test accuracy {_accuracy(row)} over {number}"
     if pd.notna(row["trainable_params"]):
         answer += f", with {count(row['trainable_params'])} trainable parameters"
@@ -382,12 +384,10 @@ def _against_floor(verdict: Verdict, table: pd.DataFrame) -> str:
     if versus.tie is None:
         return "" if verdict.unproven else f"For scale: {shown}."
     gap = score_interval(versus.mean, versus.low, versus.high, difference=True)
-    if versus.tie:
-        others = [escape(label) for label in verdict.above_floor]
-        also = f"; shown to be above it: {_named(others)}" if others else ""
-        return f"The choice is a tie with {shown} (difference {gap}){also}."
-    verb = "above" if versus.mean > 0 else "**below**"
-    return f"The choice is {verb} {shown} (difference {gap})."
+    others = [escape(label) for label in verdict.above_floor or () if label != verdict.chosen]
+    also = f"; shown to be above it: {_named(others)}" if others and versus.low <= 0 else ""
+    verb = "a tie with" if versus.tie else "above" if versus.mean > 0 else "**below**"
+    return f"The choice is {verb} {shown} (difference {gap}){also}."
 
 
 def _floor_accuracy(floor: str, table: pd.DataFrame) -> str:

@@ -148,7 +148,7 @@ def test_collapsed_strategies_and_a_majority_that_is_not_beaten_are_pointed_out(
 
 
 def test_where_nothing_beats_the_floor_that_comes_first():
-    scores = {"small": (770, strategy(110)), "large": (1e6, strategy(104, start=3))}
+    scores = {"small": (770, strategy(110)), "large": (1e6, strategy(108, start=2))}
     floor = {"majority": replace(strategy(108, seeds=1, start=1), fixed=True)}
     verdict = decide(scores, floors=floor)
     assert verdict.chosen == "small" and verdict.floor_difference.tie and not verdict.above_floor
@@ -167,9 +167,17 @@ def test_a_choice_that_ties_with_the_floor_names_what_is_above_it():
     scores = {"small": (770, strategy(107, 20_000)), "large": (1e6, strategy(20, 20_000))}
     verdict = decide(scores, floors={"majority": replace(strategy(110, 20_000, seeds=1), fixed=True)})
     assert (verdict.chosen, verdict.above_floor) == ("small", ("large",))
-    assert verdict.summary.startswith("Train **small**")
+    assert verdict.summary.startswith("The choice would be **small**")
     assert "The choice is a tie with the majority class floor" in verdict.summary
     assert "; shown to be above it: large." in verdict.summary
+
+
+def test_without_intervals_nothing_is_said_to_be_shown():
+    mean = pd.Series([0.681], index=[0])
+    floor = SeedScores(pd.Series([0.68], index=[0]), fixed=True)
+    verdict = decide({"small": (770, SeedScores(mean))}, floors={"majority": floor})
+    assert verdict.above_floor is None and "shown to beat" not in verdict.summary
+    assert verdict.summary.startswith("Train **small**")
 
 
 def test_power_grows_with_seeds_items_and_difference_and_shrinks_with_comparisons():
