@@ -148,7 +148,7 @@ def test_collapsed_strategies_and_a_majority_that_is_not_beaten_are_pointed_out(
 
 
 def test_where_nothing_beats_the_floor_that_comes_first():
-    scores = {"small": (770, strategy(110)), "large": (1e6, strategy(104, start=3))}
+    scores = {"small": (770, strategy(110)), "large": (1e6, strategy(104, start=20))}
     floor = {"majority": replace(strategy(108, seeds=1, start=1), fixed=True)}
     verdict = decide(scores, floors=floor)
     assert verdict.chosen == "small" and verdict.floor_difference.tie and not verdict.above_floor
