@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_left_out_with_its_reason(tiny_checkpoint: Path) ->
 def test_what_is_printed_stays_on_its_line_however_narrow_the_terminal(tmp_path: Path) -> None:
     """Names and paths can be copied, and brackets are no markup."""
     register()
-    given = ["model=local", "model.name=a[/x]model-of-mine", f"model.path={tmp_path}"]
+    given = ["model=local", "model.name='a[/x]model-of-mine'", f"model.path={tmp_path}"]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config: Any = compose("config", overrides=given)
     printed = io.StringIO()
