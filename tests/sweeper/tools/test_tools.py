@@ -48,7 +48,9 @@ def test_every_command_explains_its_flags(name: str, tmp_path: Path) -> None:
 def test_a_server_that_is_told_to_stop_ends_with_status_0(number: int, repository: Path) -> None:
     waits = "print('up', flush=True); import time; time.sleep(60)"
     served = f"_run([sys.executable, '-c', {waits!r}], {{**os.environ}})"
-    code = f"import os, sys; from sweeper.tools.serve import _run; sys.exit({served})"
+    # A shell starts what runs in the background with Ctrl-C ignored, and so these tests.
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from sweeper.tools.serve import _run; sys.exit({served})"
     with subprocess.Popen([sys.executable, "-c", code], cwd=repository, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and server.stdout.readline() == "up\n"
         server.send_signal(number)
