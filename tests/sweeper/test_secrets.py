@@ -37,6 +37,7 @@ def test_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch, 
     assert SECRET not in str(ConfigError([f"401 for Bearer {SECRET}", "another"], f"not {SECRET}"))
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_no_secret_anywhere(tmp_path: Path, tiny_checkpoint: Path) -> None:
     output = tmp_path / "out"
     arguments = [

@@ -54,6 +54,7 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[
     return output, run(output, *tiny), run(output, *tiny, *WRAPPED)
 
 
+@pytest.mark.slow
 def test_wrapped_and_plain_land_in_one_report_as_two_rows(wrapped: tuple[Path, str, str]) -> None:
     output, _, text = wrapped
     studies = runs(output, kind="study")
@@ -71,6 +72,7 @@ def test_wrapped_and_plain_land_in_one_report_as_two_rows(wrapped: tuple[Path, s
     assert len(runs(output, kind="floor")) == 2, "one comparison, one set of floors"
 
 
+@pytest.mark.slow
 def test_rounds_are_logged_and_epochs_go_on(wrapped: tuple[Path, str, str]) -> None:
     output, _, text = wrapped
     assert "1 trial of up to 4 epochs" in text
