@@ -145,6 +145,6 @@ def test_what_an_installed_package_made_names_its_version_and_no_make(recorder: 
     report = reports.build_report(recorder.uri, reports_dir=tmp_path, comparison="c-installed")
     text = report.path.read_text("utf-8")
     assert "`thawline report report.comparison=c-installed`" in text and "make report" not in text
-    assert "- Version (`pip install` it): `thawline 0.1.0`" in text and "Git revision" not in text
+    assert "- Version (`pip install` it): `thawline==0.1.0`" in text and "Git revision" not in text
     (card,) = report.cards.values()
     assert "- Comparison `c-installed`, version `thawline 0.1.0`" in card
