@@ -118,6 +118,8 @@ class Task:
     micro_batch_sizes: dict[str, int] = field(default_factory=dict)
     #: Of each strategy, what it neither trains nor changes: its models share these parameters with the pretrained one.
     _shared: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
+    #: Of each strategy, see :meth:`boundaries`.
+    _boundaries: dict[str, set[int]] = field(default_factory=dict, init=False)
 
     @classmethod
     def load(
@@ -229,13 +231,16 @@ class Task:
         stored = count_parameters(model, layout)["stored_bytes"]
         stages = strategy.stages(layout)
         epochs = stage_epochs(stages, self.settings.epochs)
-        counts = []
+        counts, depths = [], set()
         for stage in stages:
             enter_stage(model, stage, trained)
             counts.append(count_parameters(model, layout))
+            if shared is None:
+                depths.add(boundary(model, layout))
         enter_stage(model, Stage(), trained)
         if shared is None:
             self._shared[repr(strategy)] = self.pretrained.unchanged(model) - trained
+            self._boundaries[repr(strategy)] = depths
         peak = max(counts, key=lambda count: count["trainable"])
         if self.backbone_trained:
             peak = {**peak, "trainable": peak["total"], "backbone": peak["total"] - peak["head"]}
@@ -345,17 +350,12 @@ class Task:
 
     def boundaries(self, strategy: Strategy) -> set[int]:
         """The depth below which nothing trains, in each stage; of a strategy that does not fit, none."""
-        layout = self.pretrained.layout
-        try:
-            model = strategy.prepare(self.pretrained.fresh(0), layout)
-        except ValueError:
-            return set()
-        trained = frozenset(trainable_names(model))
-        found = set()
-        for stage in strategy.stages(layout):
-            enter_stage(model, stage, trained)
-            found.add(boundary(model, layout))
-        return found
+        if repr(strategy) not in self._boundaries:
+            try:
+                self.prepare(strategy, seed=0)
+            except ValueError:
+                return set()
+        return self._boundaries[repr(strategy)]
 
     def record_states(
         self, spec: StrategySpec, configuration: Mapping[str, Any], on_step: Callable[[], None] = lambda: None
