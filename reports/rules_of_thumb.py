@@ -125,6 +125,7 @@ def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float, de
     }
     names = comparison.data_summary.get("label_names")
     known = {name: label for name, label in labels.items() if name in (*_ALL, "scratch")}
+    uneven = uneven_finals(comparison)
     return _Trial(
         size=comparison.train_size,
         classes=float(len(names)) if isinstance(names, list) and names else math.nan,
@@ -134,7 +135,7 @@ def _as_trial(comparison: Comparison, table: pd.DataFrame, confidence: float, de
         pool=pool(scores),
         confidence=confidence,
         delta=delta,
-        times_vary=frozenset(name for name, label in known.items() if label in uneven_finals(comparison)),
+        times_vary=frozenset(name for name, label in known.items() if label in uneven),
     )
 
 

@@ -144,4 +144,5 @@ def _requirements(manifest: Manifest) -> list[str]:
     """What reading and running the model needs, as installed here."""
     packages = ["torch", "transformers", "safetensors", "numpy", "pandas", "pillow"]
     packages += ["timm", "torchvision"] if manifest.modality == "image" else ["sentencepiece"]
-    return [f"{package}=={versions((package,))[package]}" for package in packages]  # an error where one is missing
+    installed = versions(packages)
+    return [f"{package}=={installed[package]}" for package in packages]  # an error where one is missing
