@@ -22,13 +22,11 @@ from sweeper.data.encoding import EncodedSplit
 from sweeper.errors import DataError
 from sweeper.files import reserved
 from sweeper.hashing import digest
-from sweeper.models.preprocessing import Preprocessing, upright
+from sweeper.models.preprocessing import BROKEN, Preprocessing, upright
 
-__all__ = ["AUGMENTATIONS", "BROKEN", "ImageEncoder", "StoredImage", "unreadable"]
+__all__ = ["AUGMENTATIONS", "ImageEncoder", "StoredImage", "unreadable"]
 
 AUGMENTATIONS: Final = ("none", "light", "strong")
-#: What decoding a damaged image raises.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, eq=False)

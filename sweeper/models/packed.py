@@ -16,12 +16,11 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from PIL import Image
 
 from .predictor import Predictor, columns
+from .preprocessing import BROKEN
 
 __all__ = ["Packed"]
 
 IMAGES = 32  # decoded at a time
-#: What decoding a damaged image raises.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 class Packed:

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-__all__ = ["Preprocessing", "preprocessing_of", "upright", "with_image_size"]
+__all__ = ["BROKEN", "Preprocessing", "preprocessing_of", "upright", "with_image_size"]
+
+#: What decoding a damaged image raises.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, eq=False)

@@ -259,7 +259,8 @@ def _opened(predictor: Predictor, inputs: Iterable[Any]) -> Iterator[Any]:
     if predictor.manifest.modality != "image":
         yield from inputs
         return
-    from sweeper.data.images import BROKEN, StoredImage
+    from sweeper.data.images import StoredImage
+    from sweeper.models.preprocessing import BROKEN
 
     for path in inputs:
         image = None
