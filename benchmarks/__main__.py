@@ -108,11 +108,15 @@ FULL = (
     Case("mixed", ("frozen", "partial", "lora", "full"), 4, 3, baseline_trials=2),
     Case("pruned", ("frozen", "partial", "lora", "full"), 16, 6, baseline_trials=2, pruner="hyperband"),
 )
-#: What the time of ours grows with: the figure's three panels, each with the value on its axis.
+#: What the time of ours grows with: title and axis of the figure's panels, and each case with its place on the axis.
 SCALING = {
-    "trials": {n: Case(f"frozen, {n} trials", ("frozen",), n, 5) for n in (10, 30, 60, 90)},
-    "train examples": {n: Case(f"frozen, {n} examples", ("frozen",), 30, 5, train=n) for n in (1000, 2000, 4000)},
-    "blocks that train, of 6": {
+    ("frozen, 1,000 examples x 5 epochs", "trials"): {
+        n: Case(f"frozen, {n} trials", ("frozen",), n, 5) for n in (10, 30, 60, 90)
+    },
+    ("frozen, 30 trials x 5 epochs", "train examples"): {
+        n: Case(f"frozen, {n} examples", ("frozen",), 30, 5, train=n) for n in (1000, 2000, 4000, 8000)
+    },
+    ("partial, 2 trials x 2 epochs", "blocks that train, of 6"): {
         n: Case(f"partial, last {n} blocks", ("partial",), 2, 2, num_blocks=n) for n in (1, 2, 4, 6)
     },
 }
@@ -345,19 +349,20 @@ def draw_scaling(records: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, (what, cases) in zip(figure.subplots(1, len(SCALING), sharey=True), SCALING.items(), strict=True):
+    panels = figure.subplots(1, len(SCALING), sharey=True)
+    for axes, ((title, what), cases) in zip(panels, SCALING.items(), strict=True):
         found = {n: [r["seconds"] for r in records if r["case"] == case.name] for n, case in cases.items()}
         values = [n for n, seconds in found.items() if seconds]
         middles = [statistics.median(found[n]) for n in values]
         ends = [[m - min(found[n]) for m, n in zip(middles, values, strict=True)]]
         ends.append([max(found[n]) - m for m, n in zip(middles, values, strict=True)])
         axes.errorbar(values, middles, yerr=ends, marker="o", capsize=3, color="#0b5cad")
-        first = next(iter(cases.values()))
-        axes.set_title(f"{first.strategies[0]}, {first.epochs} epochs", fontsize=10)
+        axes.set_title(title, fontsize=10)
         axes.set_xlabel(what)
-        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("seconds, from start to exit")
+    panels[0].set_ylim(bottom=0)  # of all, when the highest is drawn
+    panels[0].set_ylabel("seconds, from start to exit")
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -29,7 +29,7 @@ from sweeper.versions import versions
 __all__ = ["Plan", "make_plan"]
 
 #: Raised when the same configuration trains differently, so that runs before and after are not mixed.
-TRAINING_VERSION = 4  # dropout masks come from a pool
+TRAINING_VERSION = 5  # masks of the last block are of what the head reads
 
 HASH_LENGTH = 8  # hex digits at the end of names
 

@@ -71,6 +71,10 @@ class EncodedSplit:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def spread(self) -> list[int]:
+        """The first example, the middle one and the last: of a split that is sorted, of several lengths."""
+        return sorted({0, len(self) // 2, len(self) - 1})
+
     def select(self, rows: Sequence[int], labels: Sequence[int] | None = None) -> EncodedSplit:
         """Some of the examples, with other labels where labels are given."""
         return EncodedSplit(

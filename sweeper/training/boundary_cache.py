@@ -33,6 +33,7 @@ from sweeper.models.classifier import Classifier
 from sweeper.models.pretrained import Pretrained
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import DTYPES, autocast, device
+from sweeper.training.read_positions import only_read_positions
 from sweeper.training.state_store import States, StateStore
 from sweeper.versions import versions
 
@@ -188,6 +189,7 @@ class BoundaryCache:
         spent = dict.fromkeys(cuts, 0.0)
         recorded: dict[str, States] = {}
         with self._on_device() as model, ExitStack() as stack:
+            stack.enter_context(only_read_positions(model, self._pretrained.layout, self.encoder, split))
 
             def capture(rows: Sequence[int]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, float]]]:
                 on_step()
@@ -250,8 +252,7 @@ class BoundaryCache:
 
     def _agrees(self, model: nn.Module, attached: Attached, probe: EncodedSplit) -> bool:
         """Whether some examples get the same logits either way."""
-        rows = sorted({0, len(probe) // 2, len(probe) - 1})
-        batch = self._collate(probe, rows)
+        batch = self._collate(probe, probe.spread())
         with self._on_device() as pretrained:
             states = _capture(pretrained, [attached.cut], batch, self.precision)[attached.cut][0]
         training = model.training

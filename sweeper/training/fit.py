@@ -26,6 +26,7 @@ from sweeper.training.head import train_head
 from sweeper.training.memory import keep_memory, peak_memory_mb, reset_peak_memory
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import autocast, device, frozen_weights_cast
+from sweeper.training.read_positions import only_read_positions
 from sweeper.training.recorder import EpochRecord, EpochRecorder
 from sweeper.training.replicas import ALONE, OwnPart, Replicas
 from sweeper.training.seeds import generator_states, set_generator_states, set_seed
@@ -190,7 +191,18 @@ def fit(
             else:
                 with _in_eval_mode(model, still):
                     _train_with_trainer(
-                        model, seed, data, attached, run, settings, recorder, trained, checkpoints, within, processes
+                        model,
+                        layout,
+                        seed,
+                        data,
+                        attached,
+                        run,
+                        settings,
+                        recorder,
+                        trained,
+                        checkpoints,
+                        within,
+                        processes,
                     )
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
@@ -264,6 +276,7 @@ def _train_on_features(
 
 def _train_with_trainer(
     model: nn.Module,
+    layout: Layout,
     seed: int,
     data: TrainingData,
     attached: Attached | None,
@@ -322,7 +335,8 @@ def _train_with_trainer(
         data_collator=collate,
     )
     dropout = PooledDropout() if device().type == "cpu" else contextlib.nullcontext()
-    with dropout, frozen_weights_cast(model, settings.precision, trained):
+    lean = only_read_positions(model, layout, data.encoder, data.validation)
+    with lean, dropout, frozen_weights_cast(model, settings.precision, trained):
         trainer.start()
 
 
