@@ -25,6 +25,7 @@ import pandas as pd
 from sweeper import schema
 from sweeper.errors import StudyError
 from sweeper.faults import storage_error
+from sweeper.new_database import new_database
 from sweeper.outbox import FILE, Entry, Outbox, waiting_for
 from sweeper.ownership import Owner
 from sweeper.secrets import redacted
@@ -240,7 +241,8 @@ class Tracker:
         """Find or create the experiment; a server that is down is taken for the one that answered before."""
         failure = ""
         try:
-            client = MlflowClient(tracking_uri=self._address)
+            with new_database(self._address):
+                client = MlflowClient(tracking_uri=self._address)
             _probe(self._address)
             found = client.get_experiment_by_name(experiment)
             if found is None:

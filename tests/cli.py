@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
+
+from sweeper.new_database import new_database
 
 __all__ = ["TINY_SWEEP", "command", "give_database", "piped", "run", "runs", "start"]
 
@@ -39,8 +40,6 @@ def command(output: Path, *arguments: str) -> list[str]:
 
 def run(output: Path, *arguments: str, status: int = 0, cwd: Path | None = None) -> str:
     """Run the command to its end, which must have this status; what it printed."""
-    if status == 0 and arguments[0] in ("sweep", "compare") and "dry_run=true" not in arguments:
-        give_database(output)
     with tempfile.NamedTemporaryFile("r") as printed:
         process = start(output, *arguments, cwd=cwd, printed=Path(printed.name))
         process.join(timeout=300)
@@ -83,18 +82,11 @@ def _main(arguments: list[str], cwd: Path | None, printed: str) -> None:
 
 
 def give_database(output: Path) -> None:
-    """An empty ``mlflow.db``: MLflow takes seconds for a new one, which is the same each time."""
-    if not (database := output / "mlflow.db").exists():
-        output.mkdir(parents=True, exist_ok=True)
-        database.write_bytes(_empty_database())
-
-
-@functools.cache
-def _empty_database() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "mlflow.db")
-        MlflowClient(f"sqlite:///{path}").search_experiments()
-        return path.read_bytes()
+    """An ``mlflow.db`` in which nothing is recorded, for what opens it without a sweep."""
+    output.mkdir(parents=True, exist_ok=True)
+    uri = f"sqlite:///{output / 'mlflow.db'}"
+    with new_database(uri):
+        MlflowClient(uri)
 
 
 def runs(output: Path, **tags: str) -> pd.DataFrame:

@@ -72,7 +72,7 @@ class EncodedSplit:
         return len(self.examples)
 
     def spread(self) -> list[int]:
-        """The first example, the middle one and the last: of a split that is sorted, of several lengths."""
+        """The first example, the middle one and the last, which differ in length where a split is sorted by it."""
         return sorted({0, len(self) // 2, len(self) - 1})
 
     def select(self, rows: Sequence[int], labels: Sequence[int] | None = None) -> EncodedSplit:

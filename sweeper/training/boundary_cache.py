@@ -42,7 +42,7 @@ __all__ = ["Attached", "BoundaryCache"]
 logger = logging.getLogger(__name__)
 
 #: Raised when the same key would hold other values.
-VERSION = 2
+VERSION = 3
 #: What examples and batches call their recorded states: (batch, tokens, width), or (batch, ...).
 STATES = "boundary_states"
 #: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit, before the
@@ -189,7 +189,9 @@ class BoundaryCache:
         spent = dict.fromkeys(cuts, 0.0)
         recorded: dict[str, States] = {}
         with self._on_device() as model, ExitStack() as stack:
-            stack.enter_context(only_read_positions(model, self._pretrained.layout, self.encoder, split))
+            layout = self._pretrained.layout
+            if not all(inside(cut, layout.blocks) for cut in keys):  # the last block is run
+                stack.enter_context(only_read_positions(model, layout, self.encoder, split))
 
             def capture(rows: Sequence[int]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, float]]]:
                 on_step()

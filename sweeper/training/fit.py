@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from strategies import Layout, NotApplicable, Stage, Strategy, enter_stage, prefix_modules, trainable_names
+from strategies.base import prefix_names
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.hashing import derive_seed
 from sweeper.training.batches import ShuffledBatches
@@ -335,7 +336,9 @@ def _train_with_trainer(
         data_collator=collate,
     )
     dropout = PooledDropout() if device().type == "cpu" else contextlib.nullcontext()
-    lean = only_read_positions(model, layout, data.encoder, data.validation)
+    lean: AbstractContextManager[Any] = contextlib.nullcontext()
+    if attached is None or layout.blocks[-1] not in prefix_names(model, layout):  # else the last block never runs
+        lean = only_read_positions(model, layout, data.encoder, data.validation)
     with lean, dropout, frozen_weights_cast(model, settings.precision, trained):
         trainer.start()
 

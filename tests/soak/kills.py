@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.cli import give_database
 from tests.mlflow_server import Server as MlflowServer
 from tests.postgres import serve as serve_postgres
 from tests.soak.sweeps import WorkersGone, arguments, begin, problems, workers_of
@@ -82,8 +81,6 @@ def _round(output: Path, given: list[str], engine: str, fault: str, after: float
             server.start()
             stack.callback(server.kill)
             tracking = server.uri
-        else:
-            give_database(output)
         if fault == "database":
             database = stack.enter_context(serve_postgres(output / "postgres"))
             storage = database.url.replace("postgresql://", "postgresql+psycopg://")

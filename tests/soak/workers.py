@@ -12,7 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cli import give_database
 from tests.soak.sweeps import arguments, begin, problems
 
 LIMIT_SECONDS = 4 * 3600
@@ -32,7 +31,6 @@ def main() -> None:
         for workers in asked.workers:
             trials = asked.trials if workers == asked.workers[-1] else max(1, asked.trials // 5)
             output = top / str(workers)
-            give_database(output)
             given = arguments(top / "model", trials=trials, epochs=1, finals=0)
             started = time.monotonic()
             process = begin(output, [*given, f"engine={asked.engine}", f"engine.workers={workers}"])

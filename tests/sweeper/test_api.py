@@ -14,7 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from sweeper import compare, sweep
 from sweeper.api import _dataset, _value
 from sweeper.errors import ConfigError, DataError, ThawlineError
-from tests.cli import give_database
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,6 @@ def test_a_strategy_that_is_named_wins_over_the_experiments_and_the_result_can_b
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "größe"
-    give_database(output)
     overrides = {
         "model.path": str(tiny_checkpoint),
         "dataset.train_size": 64,

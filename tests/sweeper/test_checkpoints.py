@@ -25,7 +25,7 @@ from sweeper.training.domain_pretrain import DomainPretraining, pretrain_languag
 from sweeper.training.pseudo_label import PseudoLabelling, self_train
 from sweeper.training.recorder import EpochRecord
 from sweeper.training.state_store import StateStore
-from tests.cli import command, give_database, runs
+from tests.cli import command, runs
 from tests.cli import run as run_command
 from tests.tasks import SETTINGS, load_task
 
@@ -283,7 +283,6 @@ def test_a_killed_sweep_goes_on_within_its_trial(tmp_path: Path, tiny_checkpoint
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_command(whole, *arguments)
     folder = killed / "checkpoints"
-    give_database(killed)
     process = subprocess.Popen(
         command(killed, *arguments, "trainer.checkpoint_seconds=0.1"), stdout=subprocess.PIPE, text=True
     )

@@ -13,7 +13,7 @@ from huggingface_hub.utils import http_backoff
 
 from sweeper import hub as pushing
 from sweeper.errors import ThawlineError
-from tests.cli import TINY_SWEEP, give_database, runs
+from tests.cli import TINY_SWEEP, runs
 from tests.hub import Client, Hub, serve
 
 SMALL = (*TINY_SWEEP, "strategy=frozen", "study.n_trials=1", "trainer.epochs=1", "final.seeds=1")
@@ -57,7 +57,6 @@ def swept(
     hub: Hub, client: Client, checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Swept:
     output = tmp_path_factory.mktemp("pushed")
-    give_database(output)
     asked = (*SMALL, f"model.path={checkpoint('bert')}", "hub.push=team/winner", f"output_dir={output}")
     hub.refused = {"/lfs/": (413, "over the quota")}
     try:

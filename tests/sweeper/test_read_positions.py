@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from strategies import Full, Lora, Partial, Prompt, Strategy
+from strategies import Adapter, BitFit, Dora, Frozen, Full, Ia3, Lora, Partial, Prefix, Prompt, Strategy
 from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.training import fit as fitting
 from sweeper.training.read_positions import only_read_positions
+from sweeper.training.state_store import StateStore
 from tests.sweeper.test_boundary_cache import spec
 from tests.tasks import SETTINGS
 
@@ -34,6 +37,8 @@ ONE_POSITION = {
 ALL_POSITIONS = {
     "bert": ("text", "linear", "mean"),
     "electra": ("text", "linear", "max"),
+    "gpt2": ("text", "native", "native"),  # its own rule for the last token: the last that is not its padding token
+    "llama": ("text", "native", "native"),
     "resnet": ("image", "linear", "mean"),
     "convnext": ("image", "native", "native"),
     "swin": ("image", "native", "native"),
@@ -41,7 +46,9 @@ ALL_POSITIONS = {
 }
 
 
-def load(folder: Path, modality: str, head: str, pooling: str, **settings: object) -> Task:
+def load(
+    folder: Path, modality: str, head: str, pooling: str, *, max_length: int = 24, store: StateStore | None = None
+) -> Task:
     name = "review_lines" if modality == "text" else "digits"
     return Task.load(
         load_dataset(name, modality=modality, train_size=24, validation_size=20, test_size=20),
@@ -49,46 +56,90 @@ def load(folder: Path, modality: str, head: str, pooling: str, **settings: objec
         head=head,
         pooling=pooling,
         revision=None,
-        max_length=24,
-        settings=dataclasses.replace(SETTINGS, **{"epochs": 2, "batch_size": 8, **settings}),
+        max_length=max_length,
+        settings=dataclasses.replace(SETTINGS, epochs=2, batch_size=8),
+        store=store,
     )
+
+
+def gradients(model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits of a batch, and the gradients of its loss."""
+    model.zero_grad()
+    outputs = model(**batch)
+    outputs.loss.backward()
+    return outputs.logits.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+def compare(task: Task, strategy: Strategy, *, random: bool = False) -> tuple[str, ...]:
+    """The layers that compute one position; logits and gradients are the same, and the hooks gone behind it."""
+    model, _ = task.prepare(strategy, seed=1)
+    for name, parameter in model.named_parameters():
+        if random and "lora_B" in name:  # at zero, nothing of what lies before it has a gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = task.encoder.collate([task.train.examples[row] for row in range(12)])
+    model.eval()
+    logits, expected = gradients(model, batch)
+    sizes: list[int] = []
+    hooks = [len(module._forward_pre_hooks) for module in model.modules()]
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
+        assert not model.training
+        for name in layers:
+            model.get_submodule(name).register_forward_hook(lambda _, args, out: sizes.append(out.shape[1]))
+        lean_logits, found = gradients(model, batch)
+    assert len(sizes) == len(layers) and set(sizes) <= {1}
+    assert hooks == [len(module._forward_pre_hooks) for module in model.modules()]
+    torch.testing.assert_close(lean_logits, logits, atol=1e-5, rtol=1e-4)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: name + text)
+    return layers
 
 
 @pytest.mark.parametrize("strategy", [Full(), Lora(rank=2, targets="all-linear")], ids=lambda one: one.name)
 @pytest.mark.parametrize("kind", ONE_POSITION)
 def test_logits_and_gradients_are_the_same(checkpoint: Checkpoint, kind: str, strategy: Strategy) -> None:
     modality, head, pooling, number = ONE_POSITION[kind]
-    task = load(checkpoint(kind), modality, head, pooling)
-    model, _ = task.prepare(strategy, seed=1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # at zero, nothing of what lies before it has a gradient
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.eval()
-    batch = task.encoder.collate([task.train.examples[row] for row in range(12)])
-    sizes: list[int] = []
+    layers = compare(load(checkpoint(kind), modality, head, pooling), strategy, random=True)
+    assert len(layers) == number, layers
 
-    def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model.zero_grad()
-        outputs = model(**batch)
-        outputs.loss.backward()
-        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        return outputs.logits.detach(), found
 
-    logits, expected = gradients()
-    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
-        for name in layers:
-            model.get_submodule(name).register_forward_hook(lambda _, args, out: sizes.append(out.shape[1]))
-        lean_logits, found = gradients()
-    plain = [name for name in layers if "lora_" not in name]
-    assert len(plain) == number, layers
-    assert sizes and set(sizes) == {1}
-    torch.testing.assert_close(lean_logits, logits, atol=1e-5, rtol=1e-4)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: name + text)
-    after, _ = gradients()
-    torch.testing.assert_close(after, logits)
-    assert set(sizes[-len(layers) :]) != {1}, "the hooks are still there"
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *(Lora(rank=2, num_blocks=1), Dora(rank=2, targets="all-linear"), Ia3(), BitFit(), Frozen()),
+        *(Adapter(), Prompt(num_tokens=3), Prefix(num_tokens=2)),
+    ],
+    ids=lambda one: one.name,
+)
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_whatever_a_strategy_adds(checkpoint: Checkpoint, kind: str, strategy: Strategy) -> None:
+    assert len(compare(load(checkpoint(kind), *ONE_POSITION[kind][:3]), strategy)) >= 3
+
+
+def test_adapters_that_begin_at_zero_are_narrowed_as_they_are_later(checkpoint: Checkpoint) -> None:
+    task = load(checkpoint("bert"), "text", "linear", "first")
+    strategy = Lora(rank=2, targets="all-linear", num_blocks=1)
+    assert compare(task, strategy) == compare(task, strategy, random=True)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_padding_on_either_side(checkpoint: Checkpoint, kind: str, side: str) -> None:
+    task = load(checkpoint(kind), *ONE_POSITION[kind][:3])
+    task.pretrained.processor.padding_side = side
+    assert len(compare(task, Full())) == 3
+
+
+def test_texts_of_one_token_show_nothing(checkpoint: Checkpoint) -> None:
+    task = load(checkpoint("gpt2"), *ONE_POSITION["gpt2"][:3], max_length=1)
+    assert compare(task, Full()) == ()
+
+
+def test_texts_of_one_length_do(checkpoint: Checkpoint) -> None:
+    task = load(checkpoint("gpt2"), *ONE_POSITION["gpt2"][:3], max_length=4)
+    assert len(compare(task, Full())) == 3
 
 
 @pytest.mark.parametrize("kind", ALL_POSITIONS)
@@ -97,6 +148,53 @@ def test_where_the_head_reads_all_positions_they_are_computed(checkpoint: Checkp
     model, _ = task.prepare(Full(), seed=1)
     with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
         assert layers == ()
+
+
+@pytest.mark.parametrize(("part", "narrowed"), [("output", 1), ("output.dense", 0)])
+def test_what_checks_its_shapes_is_left_alone(checkpoint: Checkpoint, part: str, narrowed: int) -> None:
+    task = load(checkpoint("bert"), "text", "linear", "first")
+    model, _ = task.prepare(Full(), seed=1)
+
+    def insist(_: object, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        assert all(states.shape[1] > 1 for states in (*args, output))
+
+    model.get_submodule(f"{task.pretrained.layout.blocks[-1]}.{part}").register_forward_hook(insist)
+    hooks = [len(module._forward_pre_hooks) for module in model.modules()]
+    model.train()
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
+        assert len(layers) == narrowed
+        assert model.training
+    assert hooks == [len(module._forward_pre_hooks) for module in model.modules()]
+
+
+def test_memory_that_runs_out_changes_nothing(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load(checkpoint("bert"), "text", "linear", "first")
+    model, _ = task.prepare(Full(), seed=1)
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
+        assert layers == ()
+
+
+@pytest.mark.parametrize(("strategy", "narrowed"), [(Frozen(), True), (Partial(num_blocks=1), False)])
+def test_a_recording_is_narrowed_where_it_runs_the_last_block(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, narrowed: bool
+) -> None:
+    tried: list[tuple[str, ...]] = []
+
+    @contextlib.contextmanager
+    def watched(*args: Any) -> Iterator[None]:
+        with only_read_positions(*args) as layers:
+            tried.append(layers)
+            yield
+
+    monkeypatch.setattr("sweeper.training.boundary_cache.only_read_positions", watched)
+    task = load(checkpoint("bert"), "text", "linear", "first", store=StateStore(tmp_path, 1 << 30))
+    task.run(spec(strategy), {}, seed=1)
+    assert [len(layers) for layers in tried] == ([3, 3] if narrowed else [])  # train and validation
 
 
 @pytest.mark.parametrize(("kind", "strategy"), [("bert", Partial(num_blocks=1)), ("gpt2", Prompt(num_tokens=3))])
@@ -109,21 +207,15 @@ def test_a_run_is_the_same(
             module.p = 0.0  # its masks are of other shapes
     used: list[tuple[str, ...]] = []
 
-    def watched(*args: object) -> object:
-        context = only_read_positions(*args)  # type: ignore[arg-type]
-
-        class Noting:
-            def __enter__(self) -> None:
-                used.append(context.__enter__())
-
-            def __exit__(self, *error: object) -> None:
-                context.__exit__(*error)  # type: ignore[arg-type]
-
-        return Noting()
+    @contextlib.contextmanager
+    def watched(*args: Any) -> Iterator[None]:
+        with only_read_positions(*args) as layers:
+            used.append(layers)
+            yield
 
     monkeypatch.setattr(fitting, "only_read_positions", watched)
     run = task.run(spec(strategy), {}, seed=1)
-    monkeypatch.setattr("sweeper.training.read_positions._install", lambda *_: ())
+    monkeypatch.setattr("sweeper.training.read_positions._candidates", lambda *_: {})
     expected = task.run(spec(strategy), {}, seed=1)
     assert used[0] and not used[1]
     for ours, theirs in zip(run.fit.history, expected.fit.history, strict=True):

@@ -21,7 +21,7 @@ from sweeper import schema
 from sweeper.errors import StudyError
 from sweeper.outbox import FILE, Outbox
 from sweeper.tracking import Tracker, log_report
-from tests.cli import TINY_SWEEP, give_database, run, start
+from tests.cli import TINY_SWEEP, run, start
 from tests.mlflow_server import Server, free_port
 
 TINY = [
@@ -35,7 +35,6 @@ SECONDS = {"train_seconds", "train_samples_per_second", "test_samples_per_second
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    give_database(tmp_path)
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 

@@ -18,7 +18,7 @@ import torch
 
 from sweeper.engine import InlineEngine
 from sweeper.training.replicas import SHARE, OwnPart, Replicas
-from tests.cli import TINY_SWEEP, command, give_database, run, runs
+from tests.cli import TINY_SWEEP, command, run, runs
 from tests.sweeper.engine.distributed_runs import results
 
 pytestmark = pytest.mark.timeout(600)
@@ -100,7 +100,6 @@ def test_a_launched_sweep_is_recorded_once_with_the_scores_of_one_process(
         *("compare", "strategy=full,lora", f"model.path={steady}", *TINY_SWEEP, "trainer.epochs=3"),
         *("trainer.batch_size=24", "study.n_trials=3", "study.pruner=median", "final.seeds=2"),
     ]
-    give_database(tmp_path / "two")
     process = launched(ACCELERATE, command(tmp_path / "two", *given)[2:], repository)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, printed + errors
@@ -128,7 +127,6 @@ def test_an_end_closes_the_runs_and_leaves_no_process(
         *("sweep", "strategy=full", f"model.path={tiny_checkpoint}", *TINY_SWEEP, "study.n_trials=2"),
         *("study.pruner=none", "final.seeds=1", "verbosity=verbose"),
     ]
-    give_database(tmp_path)
     process = launched(TORCHRUN, command(tmp_path, *given, "trainer.epochs=300")[2:], repository)
     assert process.stdout is not None
     printed = ""

@@ -16,7 +16,7 @@ from sweeper.engine.ray import RayEngine, _shares
 from sweeper.engine.workers import WorkerEngine
 from sweeper.errors import StudyError
 from sweeper.training.replicas import Replicas
-from tests.cli import TINY_SWEEP, give_database, piped, runs
+from tests.cli import TINY_SWEEP, piped, runs
 from tests.sweeper.engine.engine_contract import EngineContract, Seen, run
 
 STORE = 100 * 2**20
@@ -88,7 +88,6 @@ class TestRay(EngineContract):
 def test_a_node_that_is_killed_costs_a_sweep_no_trial(cluster: Any, tmp_path: Path, tiny_checkpoint: Path) -> None:
     while len(cluster.worker_nodes) < 2:
         cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    give_database(tmp_path)
     given = [
         *("strategy=full", *TINY_SWEEP, f"model.path={tiny_checkpoint}", "trainer.epochs=20", "study.pruner=none"),
         *("study.n_trials=5", "final.seeds=2", "verbosity=verbose", "engine=ray", f"engine.address={cluster.address}"),

@@ -9,13 +9,12 @@ import optuna
 import psutil
 import pytest
 
-from tests.cli import give_database, piped, runs
+from tests.cli import piped, runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_killed_worker_costs_one_attempt_and_the_study_ends_as_asked(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    give_database(tmp_path)
     given = [
         *("strategy=full", "model=local", f"model.path={tiny_checkpoint}", "engine=processes", "engine.workers=2"),
         *("dataset.train_size=128", "dataset.validation_size=40", "dataset.test_size=60", "trainer.epochs=12"),
