@@ -38,7 +38,7 @@ def new_database(address: str) -> Iterator[None]:
     with contextlib.suppress(OSError, sqlite3.Error):
         _copy(empty, path)
     yield
-    if not empty.exists():
+    if path.exists() and not empty.exists():
         with contextlib.suppress(OSError, sqlite3.Error):
             _keep(path, empty)
 

@@ -84,9 +84,13 @@ def _main(arguments: list[str], cwd: Path | None, printed: str) -> None:
 def give_database(output: Path) -> None:
     """An ``mlflow.db`` in which nothing is recorded, for what opens it without a sweep."""
     output.mkdir(parents=True, exist_ok=True)
-    uri = f"sqlite:///{output / 'mlflow.db'}"
-    with new_database(uri):
-        MlflowClient(uri)
+    path = output / "mlflow.db"
+    with new_database(f"sqlite:///{path}"):
+        pass
+    if not path.exists():  # no copy is kept yet; a store that is opened here would keep its files in this folder
+        with tempfile.TemporaryDirectory() as folder, new_database(uri := f"sqlite:///{folder}/mlflow.db"):
+            MlflowClient(uri)
+        give_database(output)
 
 
 def runs(output: Path, **tags: str) -> pd.DataFrame:
