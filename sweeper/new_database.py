@@ -69,6 +69,11 @@ def _keep(path: Path, empty: Path) -> None:
     try:
         with closing(sqlite3.connect(path)) as made, closing(sqlite3.connect(fresh)) as copy:
             made.backup(copy)
+            # Another process may share the database, and record something already.
+            if copy.execute("SELECT (SELECT COUNT(*) FROM experiments) > 1 OR EXISTS (SELECT * FROM runs)").fetchone()[
+                0
+            ]:
+                return
             copy.execute("DELETE FROM experiments")
             copy.commit()
         fresh.replace(empty)

@@ -64,6 +64,15 @@ def test_a_database_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     assert experiments(tmp_path / "first.db") == ["Default", "ours"]
 
 
+def test_what_another_process_recorded_meanwhile_is_not_kept(tmp_path: Path, cache: Path) -> None:
+    with new_database(uri := f"sqlite:///{tmp_path / 'shared.db'}"):
+        client = MlflowClient(uri)
+        client.create_run("0")
+    assert list(cache.iterdir()) == []
+    begin(tmp_path / "second.db")
+    assert len(list(cache.iterdir())) == 1
+
+
 @pytest.mark.parametrize("damage", ["cut", "nonsense"])
 def test_a_damaged_copy_is_made_anew(tmp_path: Path, cache: Path, made: list[str], damage: str) -> None:
     begin(tmp_path / "first.db")
