@@ -115,6 +115,25 @@ def ours(task: Task, strategy: str, seed: int) -> tuple[float, float]:
     return task.score_test(run).metrics["test_accuracy"], run.fit.train_seconds
 
 
+def settings(*, length_grouping: bool = True) -> TrainerSettings:
+    """Ours, as the plain script's are."""
+    return TrainerSettings(
+        epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
+        weight_decay=WEIGHT_DECAY,
+        warmup_ratio=WARM_UP,
+        max_grad_norm=CLIP,
+        precision=resolve_precision("auto"),
+        gradient_accumulation_steps=1,
+        length_grouping=length_grouping,
+        early_stopping_patience=0,
+        early_stopping_metric="validation_loss",
+        metric="validation_accuracy",
+        maximize=True,
+        class_weights="none",
+    )
+
+
 def main() -> None:
     """Print one line per pair, then the interval of the difference for each strategy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,23 +147,9 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     dataset = load_dataset("review_lines", train_size=options.train_size, validation_size=500, test_size=None)
     path = fetch("minilm")
-    settings = TrainerSettings(
-        epochs=EPOCHS,
-        batch_size=BATCH_SIZE,
-        weight_decay=WEIGHT_DECAY,
-        warmup_ratio=WARM_UP,
-        max_grad_norm=CLIP,
-        precision=resolve_precision("auto"),
-        gradient_accumulation_steps=1,
-        length_grouping=not options.random_batches,
-        early_stopping_patience=0,
-        early_stopping_metric="validation_loss",
-        metric="validation_accuracy",
-        maximize=True,
-        class_weights="none",
-    )
+    chosen = settings(length_grouping=not options.random_batches)
     task = Task.load(
-        dataset, path, head="linear", pooling="mean", revision=None, max_length=MAX_LENGTH, settings=settings
+        dataset, path, head="linear", pooling="mean", revision=None, max_length=MAX_LENGTH, settings=chosen
     )
     results: dict[str, list[dict[str, float]]] = {}
     for strategy in options.strategies.split(","):

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import sqlalchemy
 
@@ -25,57 +26,74 @@ __all__ = ["new_database"]
 
 @contextmanager
 def new_database(address: str) -> Iterator[None]:
-    """Around what makes MLflow open ``address``, of which SQLite files that are not there yet are meant.
+    """Around what makes MLflow open ``address``: an SQLite file that is not there yet begins as a copy.
 
     Args:
-        address: a tracking URI; any other kind is left alone.
+        address: a tracking URI; any other kind, and a database that is there, are left alone.
     """
     path = sqlite_file(sqlalchemy.make_url(address)) if address.startswith("sqlite") else None
     if path is None or path.exists():
         yield
         return
     empty = cache_root() / "mlflow" / f"{versions(('mlflow',))['mlflow']}.db"
+    copied = False
     with contextlib.suppress(OSError, sqlite3.Error):
-        _copy(empty, path)
-    yield
-    if path.exists() and not empty.exists():
-        with contextlib.suppress(OSError, sqlite3.Error):
+        copied = _copy(empty, path)
+    try:
+        yield
+    except Exception:
+        if copied:  # whatever is wrong with it, no other database shall begin so
+            with contextlib.suppress(OSError):
+                empty.unlink()
+        raise
+    with contextlib.suppress(OSError, sqlite3.Error):
+        if path.exists() and not empty.exists():
             _keep(path, empty)
 
 
-def _copy(empty: Path, path: Path) -> None:
-    """Put a copy of the empty database where there is none; a damaged one is removed instead."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+def _copy(empty: Path, path: Path) -> bool:
+    """Put a copy of the empty database where there is none; a damaged one is removed instead. Whether it was put."""
+    # What is left of a database that was removed: SQLite would write it into this one.
+    if any(path.with_name(path.name + suffix).exists() for suffix in ("-journal", "-wal")):
+        return False
+    fresh = _beside(path)
     try:
         shutil.copyfile(empty, fresh)
         if not _whole(fresh):
             empty.unlink()
-            return
+            return False
         os.link(fresh, path)  # not a rename: another process may have begun the same database by now
+        return True
     finally:
         fresh.unlink(missing_ok=True)
 
 
 def _whole(database: Path) -> bool:
+    """Whether the file is undamaged, and holds MLflow's tables."""
     with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(database)) as opened:
-        return bool(opened.execute("PRAGMA quick_check").fetchone() == ("ok",))
+        sound = opened.execute("PRAGMA quick_check").fetchone() == ("ok",)
+        return sound and opened.execute("SELECT version_num FROM alembic_version").fetchone() is not None
     return False
 
 
 def _keep(path: Path, empty: Path) -> None:
     """Copy a database that MLflow has just made, without its experiment, which names a folder."""
     empty.parent.mkdir(parents=True, exist_ok=True)
-    fresh = empty.with_name(f".{empty.name}.{os.getpid()}")
+    fresh = _beside(empty)
     try:
         with closing(sqlite3.connect(path)) as made, closing(sqlite3.connect(fresh)) as copy:
             made.backup(copy)
             # Another process may share the database, and record something already.
-            if copy.execute("SELECT (SELECT COUNT(*) FROM experiments) > 1 OR EXISTS (SELECT * FROM runs)").fetchone()[
-                0
-            ]:
+            (experiments,) = copy.execute("SELECT COUNT(*) FROM experiments").fetchone()
+            if experiments > 1 or copy.execute("SELECT 1 FROM runs").fetchone():
                 return
             copy.execute("DELETE FROM experiments")
             copy.commit()
         fresh.replace(empty)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other process takes, on whichever machine."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")

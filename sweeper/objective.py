@@ -42,6 +42,7 @@ from sweeper.training.fit import FitResult, TrainerSettings, TrainingData, fit, 
 from sweeper.training.memory import keep_memory
 from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device, measured_precision, resolve_precision
+from sweeper.training.read_positions import Known
 from sweeper.training.recorder import EpochRecord, scores
 from sweeper.training.replicas import ALONE, Replicas
 from sweeper.training.seeds import set_seed
@@ -120,6 +121,7 @@ class Task:
     _shared: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
     #: Of each strategy, see :meth:`boundaries`.
     _boundaries: dict[str, set[int]] = field(default_factory=dict, init=False)
+    _read_positions: Known = field(default_factory=dict, init=False)
 
     @classmethod
     def load(
@@ -375,7 +377,7 @@ class Task:
     @property
     def data(self) -> TrainingData:
         """What runs train and are scored on."""
-        return TrainingData(self.train, self.validation, self.encoder, self.cache)
+        return TrainingData(self.train, self.validation, self.encoder, self.cache, self._read_positions)
 
     def predict(self, run: Run, split: EncodedSplit, on_step: Callable[[], None] = lambda: None) -> np.ndarray:
         """Logits of a trained model, (examples, classes), in the order of the split's inputs."""

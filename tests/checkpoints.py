@@ -228,6 +228,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "llama": _decoder("llama", **_TRANSFORMER, num_key_value_heads=1, max_position_embeddings=128),
     "chat": _decoder("llama", chat=True, **_TRANSFORMER, num_key_value_heads=1, max_position_embeddings=1024),
     "mistral": _decoder("mistral", **_TRANSFORMER, num_key_value_heads=1, max_position_embeddings=128),
+    "phi": _decoder("phi", **_TRANSFORMER, num_key_value_heads=1, max_position_embeddings=128),
     "resnet-published": functools.partial(_timm_on_the_hub, "test_resnet"),
     "convnext-transformers": _convnext,
     "resnet": _timm("test_resnet"),

@@ -87,10 +87,14 @@ def give_database(output: Path) -> None:
     path = output / "mlflow.db"
     with new_database(f"sqlite:///{path}"):
         pass
-    if not path.exists():  # no copy is kept yet; a store that is opened here would keep its files in this folder
-        with tempfile.TemporaryDirectory() as folder, new_database(uri := f"sqlite:///{folder}/mlflow.db"):
-            MlflowClient(uri)
-        give_database(output)
+    if path.exists():
+        return
+    # No copy is kept yet; a store that is opened here would keep its files in this folder.
+    with tempfile.TemporaryDirectory() as folder, new_database(uri := f"sqlite:///{folder}/mlflow.db"):
+        MlflowClient(uri)
+    with new_database(f"sqlite:///{path}"):
+        pass
+    assert path.exists(), "an empty database cannot be kept in the cache folder"
 
 
 def runs(output: Path, **tags: str) -> pd.DataFrame:

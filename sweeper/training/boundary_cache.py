@@ -31,9 +31,10 @@ from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.hashing import digest
 from sweeper.models.classifier import Classifier
 from sweeper.models.pretrained import Pretrained
+from sweeper.training.agreement import REFUSED, TOLERANCE, difference
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import DTYPES, autocast, device
-from sweeper.training.read_positions import only_read_positions
+from sweeper.training.read_positions import Known, only_read_positions
 from sweeper.training.state_store import States, StateStore
 from sweeper.versions import versions
 
@@ -45,9 +46,6 @@ logger = logging.getLogger(__name__)
 VERSION = 3
 #: What examples and batches call their recorded states: (batch, tokens, width), or (batch, ...).
 STATES = "boundary_states"
-#: Greatest difference of a logit between the attached and the whole model, in parts of the largest logit, before the
-#: states are rounded to what they are kept in: both compute the same.
-TOLERANCE = 1e-3
 LIBRARIES = ("torch", "transformers", "timm", "torchvision", "pillow")  # whose versions may change what is recorded
 
 Batch = Mapping[str, Any]
@@ -73,6 +71,7 @@ class BoundaryCache:
         self._weights = {**dict(pretrained.model.named_parameters()), **dict(pretrained.model.named_buffers())}
         self._templates: dict[tuple[str, ...], _Templates | None] = {}
         self._agreed: set[tuple[type, str]] = set()
+        self._read_positions: Known = {}
         self._expected: dict[str, None] = {}
         self._expected_of: frozenset[str] = frozenset()
         self._refused: set[str] = set()
@@ -191,7 +190,7 @@ class BoundaryCache:
         with self._on_device() as model, ExitStack() as stack:
             layout = self._pretrained.layout
             if not all(inside(cut, layout.blocks) for cut in keys):  # the last block is run
-                stack.enter_context(only_read_positions(model, layout, self.encoder, split))
+                stack.enter_context(only_read_positions(model, layout, self.encoder, split, self._read_positions))
 
             def capture(rows: Sequence[int]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, float]]]:
                 on_step()
@@ -261,17 +260,16 @@ class BoundaryCache:
         model.eval()
         try:
             with torch.no_grad(), autocast(self.precision):
-                whole = model(**batch).logits.float()
-                spliced = model(**batch, **{STATES: states}).logits.float()
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+                whole = model(**batch).logits
+                spliced = model(**batch, **{STATES: states}).logits
+        except REFUSED as error:
             logger.warning(_NOT_CACHED, attached.cut, error)
             return False
         finally:
             model.train(training)
-        difference = float((whole - spliced).abs().max() / whole.abs().max().clamp(min=1e-3))
-        if not difference <= TOLERANCE:
+        if not (apart := difference(whole, spliced)) <= TOLERANCE:
             logger.warning(
-                _NOT_CACHED, attached.cut, f"with recorded states, logits differ by {difference:.2g} of the largest"
+                _NOT_CACHED, attached.cut, f"with recorded states, logits differ by {apart:.2g} of the largest"
             )
             return False
         return True
@@ -465,7 +463,7 @@ def _record_templates(model: nn.Module, below: Sequence[str], encoder: Encoder, 
     try:
         for batch_size, tokens in ((2, 5), (3, 7)):
             runs.append(_shapes(model, below, encoder.blank(batch_size, tokens), precision))
-    except (RuntimeError, ValueError, TypeError, IndexError, StopIteration) as error:
+    except (*REFUSED, StopIteration) as error:
         logger.warning(_NOT_CACHED, "the boundary", error)
         return None
     finally:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from sweeper.training.head import train_head
 from sweeper.training.memory import keep_memory, peak_memory_mb, reset_peak_memory
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import autocast, device, frozen_weights_cast
-from sweeper.training.read_positions import only_read_positions
+from sweeper.training.read_positions import Known, only_read_positions
 from sweeper.training.recorder import EpochRecord, EpochRecorder
 from sweeper.training.replicas import ALONE, OwnPart, Replicas
 from sweeper.training.seeds import generator_states, set_generator_states, set_seed
@@ -63,12 +63,16 @@ class TrainerSettings:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run trains and is scored on, how its batches are made, and what is recorded of it already."""
+    """What a run trains and is scored on, how its batches are made, and what is known of it already.
+
+    ``read_positions`` is what :func:`~sweeper.training.read_positions.only_read_positions` found.
+    """
 
     train: EncodedSplit
     validation: EncodedSplit
     encoder: Encoder
     cache: BoundaryCache | None = None
+    read_positions: Known = field(default_factory=dict)
 
 
 @dataclass
@@ -194,16 +198,16 @@ def fit(
                     _train_with_trainer(
                         model,
                         layout,
-                        seed,
                         data,
                         attached,
                         run,
                         settings,
                         recorder,
-                        trained,
-                        checkpoints,
-                        within,
-                        processes,
+                        seed=seed,
+                        trained=trained,
+                        checkpoints=checkpoints,
+                        resumed=within,
+                        processes=processes,
                     )
             if attached is not None:
                 attached.ran(len(recorder.history) - before)
@@ -278,12 +282,13 @@ def _train_on_features(
 def _train_with_trainer(
     model: nn.Module,
     layout: Layout,
-    seed: int,
     data: TrainingData,
     attached: Attached | None,
     run: _Stage,
     settings: TrainerSettings,
     recorder: EpochRecorder,
+    *,
+    seed: int,
     trained: Collection[str],
     checkpoints: Checkpoints | None,
     resumed: Mapping[str, Any] | None,
@@ -293,12 +298,13 @@ def _train_with_trainer(
     from sweeper.training.trainer import StageTrainer, training_arguments  # takes seconds
 
     visits = np.zeros(len(data.train), dtype=np.int64) if resumed is None else _seen(run.sampler, resumed)
-    train = data.encoder.training(data.train, seed, visits)
+    train = inputs = data.encoder.training(data.train, seed, visits)
     validation: Sequence[Mapping[str, Any]] = data.validation.examples
     if attached is not None:
         validation = attached.examples(data.validation) or validation
         if not data.encoder.augments:
             train = attached.examples(data.train) or train
+    recorded = train is not inputs and validation is not data.validation.examples
     collate = data.encoder.collate if attached is None else attached.collate
     own_part = None
     if processes.size > 1:
@@ -337,8 +343,8 @@ def _train_with_trainer(
     )
     dropout = PooledDropout() if device().type == "cpu" else contextlib.nullcontext()
     lean: AbstractContextManager[Any] = contextlib.nullcontext()
-    if attached is None or layout.blocks[-1] not in prefix_names(model, layout):  # else the last block never runs
-        lean = only_read_positions(model, layout, data.encoder, data.validation)
+    if not (recorded and layout.blocks[-1] in prefix_names(model, layout)):  # else the last block never runs
+        lean = only_read_positions(model, layout, data.encoder, data.validation, data.read_positions)
     with lean, dropout, frozen_weights_cast(model, settings.precision, trained):
         trainer.start()
 

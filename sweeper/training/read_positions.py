@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,26 +22,34 @@ from strategies.base import Layout, inside
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.faults import is_out_of_memory
 from sweeper.models.classifier import Classifier
+from sweeper.training.agreement import REFUSED, TOLERANCE, difference
 from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device
 
-__all__ = ["only_read_positions"]
+__all__ = ["Known", "only_read_positions"]
 
 logger = logging.getLogger(__name__)
 
-#: Greatest difference of a logit between the whole model and the lean one, in parts of the largest, in full precision.
-TOLERANCE = 1e-3
-#: What a model's code raises where its shapes are not those that it expects.
-REFUSED = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError)
 #: Instead of a position: that of each example's last token.
 LAST = -1
 
 Batch = Mapping[str, torch.Tensor]
 
 
+class Found(NamedTuple):
+    """The position that a head reads, from the left or ``LAST``, and the layers that can do with it, as they run."""
+
+    where: int
+    layers: tuple[str, ...]
+
+
+#: By what a model is and what of it trains; ``None`` = nothing can be narrowed.
+Known = dict[tuple[Any, ...], Found | None]
+
+
 @contextmanager
 def only_read_positions(
-    model: nn.Module, layout: Layout, encoder: Encoder, split: EncodedSplit
+    model: nn.Module, layout: Layout, encoder: Encoder, split: EncodedSplit, known: Known
 ) -> Iterator[tuple[str, ...]]:
     """Let layers of the last block compute only the position that the head reads, while the block runs.
 
@@ -54,6 +62,8 @@ def only_read_positions(
         layout: its parts.
         encoder: makes batches.
         split: a few examples of which are tried.
+        known: what was found of models of the same pretrained one, which is not looked for again where the same
+            parameters train; what is found now joins it.
 
     Yields:
         The names of these layers; none where the head reads several positions, or where it is not sure that it always
@@ -62,14 +72,23 @@ def only_read_positions(
     Raises:
         DataError: one of the examples is an image that cannot be read any more.
     """
-    with ExitStack() as stack:
-        layers = _candidates(model, layout)
-        names: tuple[str, ...] = ()
-        if layers:
-            examples = encoder.collate([split.examples[row] for row in split.spread()])
-            batch = {name: tensor.to(device()) for name, tensor in examples.items() if name != "labels"}
-            names = _narrow(model, model.get_submodule(layout.blocks[-1]), layers, batch, stack)
-        yield names
+    layers = _candidates(model, layout)
+    trained = ((name, parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    alike = (type(model), *((name, type(layer)) for name, layer in layers.items()), *trained)
+    if alike not in known:
+        batch = _probe(encoder, split)
+        try:
+            known[alike] = _narrowable(model, model.get_submodule(layout.blocks[-1]), layers, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if alike not in known:
+            release_memory()  # not above: an error holds on to what it met
+    if (found := known.get(alike)) is None:
+        yield ()
+    else:
+        with _Narrowed(model, [layers[name] for name in found.layers], found.where):
+            yield found.layers
 
 
 def _candidates(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
@@ -87,58 +106,59 @@ def _candidates(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
     return found
 
 
-def _narrow(
-    model: nn.Module, block: nn.Module, layers: Mapping[str, nn.Module], batch: Batch, stack: ExitStack
-) -> tuple[str, ...]:
-    """Narrow what can be narrowed until the stack is left; the names of these layers."""
+def _probe(encoder: Encoder, split: EncodedSplit) -> Batch:
+    """A few examples, of which one at least is padded where a mask says what is."""
+    batch = encoder.collate([split.examples[row] for row in split.spread()])
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.shape[1] > 2 and bool(mask.all()):
+        mask[0, -1] = 0
+    return {name: tensor.to(device()) for name, tensor in batch.items() if name != "labels"}
+
+
+def _narrowable(model: nn.Module, block: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> Found | None:
+    """What can be narrowed; raises where memory runs out, and nothing else."""
+    if not layers:
+        return None
     training = model.training
     model.eval()
     try:
-        read = _read(model, block, layers, batch)
-        if read is None:
-            return ()
-        where, names = read
-        with torch.no_grad():
-            whole = model(**batch).logits.float()
+        whole, found = _read(model, block, layers, batch)
         # The first of them may make queries, which attention counts.
-        for start in range(len(names)):
-            with ExitStack() as tried:
-                tried.enter_context(_Narrowed(model, [layers[name] for name in names[start:]], where))
+        while found is not None and found.layers:
+            with _Narrowed(model, [layers[name] for name in found.layers], found.where):
                 if _agrees(model, batch, whole):
-                    stack.push(tried.pop_all())
-                    return names[start:]
+                    return found
+            found = found._replace(layers=found.layers[1:])
     except REFUSED as error:
         if is_out_of_memory(error):
-            release_memory()
+            raise
         logger.info("the last block computes all positions: %s", error)
     finally:
         model.train(training)
-    return ()
+    return None
 
 
 def _agrees(model: nn.Module, batch: Batch, whole: torch.Tensor) -> bool:
     """Whether a batch gets the same logits as from the whole model."""
     try:
         with torch.no_grad():
-            logits = model(**batch).logits.float()
+            return difference(whole, model(**batch).logits) <= TOLERANCE
     except REFUSED as error:
         if is_out_of_memory(error):
             raise
         return False
-    return float((whole - logits).abs().max()) <= TOLERANCE * float(whole.abs().max().clamp(min=1e-3))
 
 
 def _read(
     model: nn.Module, block: nn.Module, layers: Mapping[str, nn.Module], batch: Batch
-) -> tuple[int, tuple[str, ...]] | None:
-    """The position that the head reads, and the layers of whose input it reads no other, in the order of their calls.
-
-    The position is counted from the left, or ``LAST``.
-    """
+) -> tuple[torch.Tensor, Found | None]:
+    """The logits, and the position that the head reads, with the layers of whose input it reads no other."""
     entered: dict[str, list[torch.Tensor]] = {}
 
     def keep(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+        states = args[0]
+        # Each layer's own, though several may be given the same.
+        states = states.view_as(states) if states.requires_grad else states.detach().requires_grad_()
         entered.setdefault(name, []).append(states)
         return (states, *args[1:])
 
@@ -152,21 +172,20 @@ def _read(
         logits = model(**batch).logits.float()
         once = {name: states[0] for name, states in entered.items() if len(states) == 1 and states[0].ndim == 3}
         if not once or not logits.requires_grad:
-            return None
+            return logits.detach(), None
         weights = torch.linspace(1.0, 2.0, logits.numel(), device=logits.device).view_as(logits)
         gradients = torch.autograd.grad((logits * weights).sum(), list(once.values()), allow_unused=True)
     found: dict[str, int] = {}
     for name, gradient in zip(once, gradients, strict=True):
         if gradient is not None and len(gradient) == len(logits):
-            where = _one_position(gradient, batch.get("attention_mask"), isinstance(model, Classifier))
+            where = _one_position(gradient, batch, isinstance(model, Classifier))
             if where is not None:
                 found[name] = where
-    if len(set(found.values())) != 1:
-        return None
-    return next(iter(found.values())), tuple(found)
+    read = Found(next(iter(found.values())), tuple(found)) if len(set(found.values())) == 1 else None
+    return logits.detach(), read
 
 
-def _one_position(gradient: torch.Tensor, mask: torch.Tensor | None, ours: bool) -> int | None:
+def _one_position(gradient: torch.Tensor, batch: Batch, ours: bool) -> int | None:
     """The one position that has a gradient, in each example, and in any other one too; ``None`` = there is none such.
 
     Of an image, which always has as many positions, whichever it is. Of a text the first token, behind virtual ones,
@@ -178,9 +197,10 @@ def _one_position(gradient: torch.Tensor, mask: torch.Tensor | None, ours: bool)
     places = has.int().argmax(1)
     first = int(places[0])
     fixed = bool((places == first).all())
-    if mask is None:
+    if "input_ids" not in batch:
         return first if fixed else None
-    if mask.shape[1] < 2:
+    mask = batch.get("attention_mask")
+    if mask is None or mask.shape[1] < 2:
         return None
     if fixed and first == has.shape[1] - mask.shape[1]:
         return first

@@ -40,3 +40,10 @@ def test_steps_are_measured_for_every_model_and_strategy() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = [line.split()[:2] for line in done.stdout.splitlines()[2:]]
     assert rows == [[model, name] for model in ("text", "image") for name in ("frozen", "partial", "lora", "full")]
+
+
+def test_what_reading_one_position_saves_is_measured() -> None:
+    given = ["--repetitions", "1", "--blocks", "1", "2", "--train", "64", "--validation", "40"]
+    command = [sys.executable, "-m", "benchmarks.read_positions", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if "times" in line] == ["last 1", "last 2"]

@@ -122,8 +122,7 @@ def test_training_is_the_same_and_the_first_block_never_runs(
         assert ours.validation_accuracy == theirs.validation_accuracy
     np.testing.assert_allclose(cached.predict(run, cached.test), plain.predict(expected, plain.test), atol=10 * exact)
     if name != "lp_ft":  # its second stage trains everything
-        # Three examples show which position a head reads.
-        assert not [rows for rows in ran if rows > 3], "the first block computed something"
+        assert not ran, "the first block computed something"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from strategies import Adapter, BitFit, Dora, Frozen, Full, Ia3, Lora, Partial, 
 from sweeper.data import load_dataset
 from sweeper.objective import Task
 from sweeper.training import fit as fitting
-from sweeper.training.read_positions import only_read_positions
+from sweeper.training.read_positions import Known, only_read_positions
 from sweeper.training.state_store import StateStore
 from tests.sweeper.test_boundary_cache import spec
 from tests.tasks import SETTINGS
@@ -30,6 +30,7 @@ ONE_POSITION = {
     "electra": ("text", "linear", "first", 3),
     "gpt2": ("text", "linear", "native", 3),
     "llama": ("text", "linear", "native", 4),
+    "phi": ("text", "linear", "native", 3),  # attention and feed-forward read the same states
     "vit": ("image", "linear", "first", 3),
     "vit-timm": ("image", "native", "native", 3),
     "clip": ("image", "linear", "native", 3),
@@ -83,7 +84,7 @@ def compare(task: Task, strategy: Strategy, *, random: bool = False) -> tuple[st
     logits, expected = gradients(model, batch)
     sizes: list[int] = []
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
-    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation, {}) as layers:
         assert not model.training
         for name in layers:
             model.get_submodule(name).register_forward_hook(lambda _, args, out: sizes.append(out.shape[1]))
@@ -142,11 +143,22 @@ def test_texts_of_one_length_do(checkpoint: Checkpoint) -> None:
     assert len(compare(task, Full())) == 3
 
 
+def test_texts_of_one_length_show_what_padding_changes(checkpoint: Checkpoint) -> None:
+    """Where no text is padded, one is, so that attention does not do without its mask."""
+    task = load(checkpoint("gpt2"), *ONE_POSITION["gpt2"][:3], max_length=4)
+    model, _ = task.prepare(Full(), seed=1)
+    masks: list[torch.Tensor] = []
+    model.register_forward_pre_hook(lambda _, args, given: masks.append(given["attention_mask"]), with_kwargs=True)
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation, {}):
+        pass
+    assert masks and not any(bool(mask.all()) for mask in masks)
+
+
 @pytest.mark.parametrize("kind", ALL_POSITIONS)
 def test_where_the_head_reads_all_positions_they_are_computed(checkpoint: Checkpoint, kind: str) -> None:
     task = load(checkpoint(kind), *ALL_POSITIONS[kind])
     model, _ = task.prepare(Full(), seed=1)
-    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation, {}) as layers:
         assert layers == ()
 
 
@@ -161,7 +173,7 @@ def test_what_checks_its_shapes_is_left_alone(checkpoint: Checkpoint, part: str,
     model.get_submodule(f"{task.pretrained.layout.blocks[-1]}.{part}").register_forward_hook(insist)
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
     model.train()
-    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation, {}) as layers:
         assert len(layers) == narrowed
         assert model.training
     assert hooks == [len(module._forward_pre_hooks) for module in model.modules()]
@@ -170,13 +182,42 @@ def test_what_checks_its_shapes_is_left_alone(checkpoint: Checkpoint, part: str,
 def test_memory_that_runs_out_changes_nothing(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load(checkpoint("bert"), "text", "linear", "first")
     model, _ = task.prepare(Full(), seed=1)
+    known: Known = {}
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(torch.autograd, "grad", fail)
-    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation) as layers:
-        assert layers == ()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.autograd, "grad", fail)
+        with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation, known) as layers:
+            assert layers == ()
+    with only_read_positions(model, task.pretrained.layout, task.encoder, task.validation, known) as layers:
+        assert layers
+
+
+def test_later_trials_know_what_the_first_found(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load(checkpoint("bert"), "text", "linear", "first")
+    passes: list[str] = []
+    gradients_of = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, **given: passes.append("") or gradients_of(*args, **given)
+    )
+    for strategy, probes in ((Partial(num_blocks=1), 1), (Partial(num_blocks=1), 1), (Prompt(num_tokens=3), 2)):
+        task.run(spec(strategy), {}, seed=len(passes))
+        assert len(passes) == probes
+    # Behind three other tokens, the first token of a text stands elsewhere.
+    assert {found.where for found in task.data.read_positions.values() if found} == {0, 3}
+    task.run(spec(Prompt(num_tokens=5)), {}, seed=1)
+    assert {found.where for found in task.data.read_positions.values() if found} == {0, 3, 5}
+
+
+def test_images_that_change_every_epoch_run_the_last_block(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    task = load(checkpoint("vit"), "image", "linear", "first", store=StateStore(tmp_path, 1 << 30))
+    task.run(spec(Frozen()), {}, seed=1)
+    assert not task.data.read_positions  # it is recorded once, by the model that all share
+    augmented = dataclasses.replace(task, encoder=dataclasses.replace(task.encoder, augmentation="light"))
+    augmented.run(spec(Frozen()), {}, seed=1)
+    assert [len(found.layers) for found in augmented.data.read_positions.values() if found] == [3]
 
 
 @pytest.mark.parametrize(("strategy", "narrowed"), [(Frozen(), True), (Partial(num_blocks=1), False)])

@@ -1,0 +1,18 @@
+"""Whether a model that computes less still computes the same."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["REFUSED", "TOLERANCE", "difference"]
+
+#: Greatest :func:`difference` of what is taken for the same. Both compute in one precision, from the same values.
+TOLERANCE = 1e-3
+#: What a model's code raises where its shapes are not those that it expects.
+REFUSED = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError)
+
+
+def difference(logits: torch.Tensor, others: torch.Tensor) -> float:
+    """The greatest difference of a logit, in parts of the largest logit."""
+    logits = logits.float()
+    return float((logits - others.float()).abs().max() / logits.abs().max().clamp(min=1e-3))
