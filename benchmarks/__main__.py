@@ -35,6 +35,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from sweeper.hashing import derive_seed
+
 MODELS = {"text": "minilm", "image": "efficientnet_lite0"}
 DATASETS = {"text": "review_lines", "image": "textile"}
 MAX_LENGTH = 128
@@ -260,7 +262,12 @@ def studies_of(database: Path) -> list[optuna.Study]:
 
 
 def _sampled(database: Path, case: Case, number: int, asked: int | None) -> list[dict[str, Any]]:
-    """The trials of the baselines: what ours sampled, of each strategy as many as are asked for; ``None`` = all."""
+    """The trials of the baselines: what ours sampled, of each strategy as many as are asked for; ``None`` = all.
+
+    ``number`` is the seed of ours.
+    """
+    from sweeper.runs import INDEX
+
     trials = []
     for study in studies_of(database):
         strategy = next(name for name in case.strategies if f"-{name}-" in study.study_name)
@@ -274,7 +281,7 @@ def _sampled(database: Path, case: Case, number: int, asked: int | None) -> list
                     "rank": FIXED["rank"],
                     "alpha": FIXED["alpha_ratio"] * FIXED["rank"],
                     "dropout": FIXED["dropout"],
-                    "seed": 1000 * number + trial.number,
+                    "seed": derive_seed(number, "trial", trial.user_attrs[INDEX]),  # that of ours, for the same head
                 }
             )
     return trials
