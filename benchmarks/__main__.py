@@ -131,7 +131,7 @@ class Measured:
     side: str
     seconds: float
     peak_mb: float
-    accuracies: tuple[float, ...]
+    accuracies: dict[str, list[float]]  # of each strategy, by its trials
     measured_trials: int
 
 
@@ -161,7 +161,7 @@ def main() -> None:
                 records.append({"case": case.name, "round": number, **dataclasses.asdict(result)})
                 console.print(
                     f"{case.name}, round {number + 1}: {result.side} {result.seconds:.1f} s, {result.peak_mb:,.0f} MB, "
-                    f"accuracy {statistics.mean(result.accuracies):.3f}",
+                    f"accuracy {statistics.mean(value for own in result.accuracies.values() for value in own):.3f}",
                     highlight=False,
                 )
                 if arguments.output:
@@ -197,13 +197,17 @@ def run_ours(case: Case, number: int, root: Path, engine: str) -> Measured:
         *(f"engine={engine}", f"study.seed={number}", f"output_dir={root / 'outputs'}", f"cache.dir={root / 'cache'}"),
     ]
     seconds, peak = _timed([sys.executable, *arguments], root)
-    accuracies = [
-        trial.value
+    accuracies = {
+        _strategy_of(study, case): [
+            trial.value for trial in study.trials[: case.baseline_trials] if trial.value is not None
+        ]
         for study in studies_of(root / "outputs" / "optuna.db")
-        for trial in study.trials[: case.baseline_trials]
-        if trial.value is not None
-    ]
-    return Measured("ours", seconds, peak, tuple(accuracies), len(accuracies))
+    }
+    return Measured("ours", seconds, peak, accuracies, sum(map(len, accuracies.values())))
+
+
+def _strategy_of(study: optuna.Study, case: Case) -> str:
+    return next(name for name in case.strategies if f"-{name}-" in study.study_name)
 
 
 def _baseline(side: str, case: Case, job: Path) -> Measured:
@@ -221,7 +225,10 @@ def _baseline(side: str, case: Case, job: Path) -> Measured:
         for name in case.strategies
         if (own := [trial["seconds"] for trial in trials if trial["strategy"] == name])
     )
-    return Measured(side, seconds, peak, tuple(trial["accuracy"] for trial in trials), len(trials))
+    accuracies: dict[str, list[float]] = {}
+    for trial in trials:
+        accuracies.setdefault(trial["strategy"], []).append(trial["accuracy"])
+    return Measured(side, seconds, peak, accuracies, len(trials))
 
 
 def _timed(command: list[str], root: Path) -> tuple[float, float]:
@@ -270,7 +277,7 @@ def _sampled(database: Path, case: Case, number: int, asked: int | None) -> list
 
     trials = []
     for study in studies_of(database):
-        strategy = next(name for name in case.strategies if f"-{name}-" in study.study_name)
+        strategy = _strategy_of(study, case)
         for trial in study.trials[:asked]:
             trials.append(
                 {
@@ -344,8 +351,7 @@ def table(records: list[dict[str, Any]]) -> Table:
                 other["seconds"] / ours["seconds"] for ours, other in zip(sides["ours"], sides[side], strict=False)
             ]
             cells.append(_spread(ratios))
-        measured = min(len(record["accuracies"]) for own in sides.values() for record in own)
-        cells.append(" / ".join(_mean(own, "accuracies", measured) for own in sides.values()))
+        cells.append(" / ".join(_accuracies(sides)))
         cells.append(" / ".join(f"{max(r['peak_mb'] for r in own):,.0f}" if own else "" for own in sides.values()))
         shown.add_row(*cells)
     return shown
@@ -380,8 +386,15 @@ def _spread(ratios: list[float]) -> str:
     return middle if len(ratios) == 1 else f"{middle} [{min(ratios):.1f}, {max(ratios):.1f}]"
 
 
-def _mean(records: list[dict[str, Any]], key: str, first: int) -> str:
-    return f"{statistics.mean(value for record in records for value in record[key][:first]):.3f}" if records else ""
+def _accuracies(sides: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The mean of each side over the trials that all of them ran."""
+    every = [record["accuracies"] for records in sides.values() for record in records]
+    common = {name: min(len(accuracies[name]) for accuracies in every) for name in every[0]}
+    means = []
+    for records in sides.values():
+        values = [v for record in records for name, n in common.items() for v in record["accuracies"][name][:n]]
+        means.append(f"{statistics.mean(values):.3f}" if values else "")
+    return means
 
 
 if __name__ == "__main__":
