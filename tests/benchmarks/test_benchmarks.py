@@ -35,7 +35,7 @@ def test_accuracies_are_of_the_trials_that_all_sides_ran() -> None:
 @pytest.mark.parametrize("strategies", [("frozen",), ("partial", "lora")])
 def test_all_sides_train_the_same_trials_to_like_accuracies(strategies: tuple[str, ...]) -> None:
     case = Case("tiny", strategies, trials=2, epochs=2, train=120, validation=100)
-    ours, plain, tuned = run_round(case, 0, ["ours", "A", "B"])
+    ours, plain, tuned = run_round(case, 0, ["ours", "A", "B"], engine="processes")
     assert [result.side for result in (ours, plain, tuned)] == ["ours", "A", "B"]
     for side in (ours, plain, tuned):
         assert {name: len(values) for name, values in side.accuracies.items()} == dict.fromkeys(strategies, 2)
