@@ -35,8 +35,6 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from sweeper.hashing import derive_seed
-
 MODELS = {"text": "minilm", "image": "efficientnet_lite0"}
 DATASETS = {"text": "review_lines", "image": "textile"}
 MAX_LENGTH = 128
@@ -225,9 +223,9 @@ def _baseline(side: str, case: Case, job: Path) -> Measured:
         for name in case.strategies
         if (own := [trial["seconds"] for trial in trials if trial["strategy"] == name])
     )
-    accuracies: dict[str, list[float]] = {}
-    for trial in trials:
-        accuracies.setdefault(trial["strategy"], []).append(trial["accuracy"])
+    accuracies = {
+        name: [trial["accuracy"] for trial in trials if trial["strategy"] == name] for name in case.strategies
+    }
     return Measured(side, seconds, peak, accuracies, len(trials))
 
 
@@ -273,7 +271,7 @@ def _sampled(database: Path, case: Case, number: int, asked: int | None) -> list
 
     ``number`` is the seed of ours.
     """
-    from sweeper.runs import INDEX
+    from sweeper.runs import INDEX, trial_seed
 
     trials = []
     for study in studies_of(database):
@@ -288,7 +286,7 @@ def _sampled(database: Path, case: Case, number: int, asked: int | None) -> list
                     "rank": FIXED["rank"],
                     "alpha": FIXED["alpha_ratio"] * FIXED["rank"],
                     "dropout": FIXED["dropout"],
-                    "seed": derive_seed(number, "trial", trial.user_attrs[INDEX]),  # that of ours, for the same head
+                    "seed": trial_seed(number, trial.user_attrs[INDEX]),  # for the same head
                 }
             )
     return trials

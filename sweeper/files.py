@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 from sweeper.errors import StudyError, ThawlineError
 
-__all__ = ["check_writable", "inside", "replaced", "reserved", "share_weights", "written"]
+__all__ = ["beside", "check_writable", "inside", "replaced", "reserved", "share_weights", "written"]
 
 LEAST_ROOM = 1 << 16  # bytes that a command writes before it starts anything
 
@@ -38,14 +39,24 @@ def replaced(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def written(path: Path, text: str) -> None:
-    """Write a text file; another process sees all of it or nothing."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path beside a file that no other process takes, on whichever machine.
+
+    What lies there when the block ends is removed.
+    """
+    fresh = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        yield fresh
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def written(path: Path, text: str) -> None:
+    """Write a text file; another process sees all of it or nothing."""
+    with beside(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
 
 
 def share_weights(folder: Path) -> None:

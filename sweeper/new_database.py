@@ -13,11 +13,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import sqlalchemy
 
 from sweeper.assets import cache_root
+from sweeper.files import beside
 from sweeper.ownership import sqlite_file
 from sweeper.versions import versions
 
@@ -56,16 +56,13 @@ def _copy(empty: Path, path: Path) -> bool:
     # What is left of a database that was removed: SQLite would write it into this one.
     if any(path.with_name(path.name + suffix).exists() for suffix in ("-journal", "-wal")):
         return False
-    fresh = _beside(path)
-    try:
+    with beside(path) as fresh:
         shutil.copyfile(empty, fresh)
         if not _whole(fresh):
             empty.unlink()
             return False
         os.link(fresh, path)  # not a rename: another process may have begun the same database by now
         return True
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _whole(database: Path) -> bool:
@@ -79,8 +76,7 @@ def _whole(database: Path) -> bool:
 def _keep(path: Path, empty: Path) -> None:
     """Copy a database that MLflow has just made, without its experiment, which names a folder."""
     empty.parent.mkdir(parents=True, exist_ok=True)
-    fresh = _beside(empty)
-    try:
+    with beside(empty) as fresh:
         with closing(sqlite3.connect(path)) as made, closing(sqlite3.connect(fresh)) as copy:
             made.backup(copy)
             # Another process may share the database, and record something already.
@@ -90,10 +86,3 @@ def _keep(path: Path, empty: Path) -> None:
             copy.execute("DELETE FROM experiments")
             copy.commit()
         fresh.replace(empty)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    """A name that no other process takes, on whichever machine."""
-    return path.with_name(f".{path.name}.{uuid4().hex}")

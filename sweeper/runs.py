@@ -42,6 +42,7 @@ __all__ = [
     "TrialRun",
     "remove_staged",
     "tell",
+    "trial_seed",
 ]
 
 WORST_LOSS = 1e9  # what a diverged trial reports
@@ -201,6 +202,11 @@ class _Run(Listener):
         return None if self.trained is None else getattr(self.trained.best, self.book.plan.metric)
 
 
+def trial_seed(study_seed: int, index: int) -> int:
+    """The seed of a study's trial, by the study's own and the trial's index."""
+    return derive_seed(study_seed, "trial", index)
+
+
 class TrialRun(_Run):
     """A trial from its first step to its end.
 
@@ -213,7 +219,7 @@ class TrialRun(_Run):
     def __init__(self, book: Book, trial: Trial, position: int) -> None:
         plan = book.plan
         self.index: int = trial.user_attrs[INDEX]
-        seed = derive_seed(plan.seed, "trial", self.index)
+        seed = trial_seed(plan.seed, self.index)
         self.job = Job(trial.params, seed, checkpoints=book.checkpoints(f"trial-{self.index}"))
         name = f"{plan.strategy} trial {trial.number:03d}"  # sorted as text
         numbers = {schema.PARAM_SEED: seed, schema.PARAM_TRIAL: trial.number}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["REFUSED", "TOLERANCE", "difference"]
+import torch
+from torch import nn
+
+__all__ = ["REFUSED", "TOLERANCE", "difference", "in_eval_mode"]
 
 #: Greatest :func:`difference` of what is taken for the same. Both compute in one precision, from the same values.
 TOLERANCE = 1e-3
@@ -16,3 +20,14 @@ def difference(logits: torch.Tensor, others: torch.Tensor) -> float:
     """The greatest difference of a logit, in parts of the largest logit."""
     logits = logits.float()
     return float((logits - others.float()).abs().max() / logits.abs().max().clamp(min=1e-3))
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode while the block runs, and then in the mode that it had."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -31,7 +31,7 @@ from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.hashing import digest
 from sweeper.models.classifier import Classifier
 from sweeper.models.pretrained import Pretrained
-from sweeper.training.agreement import REFUSED, TOLERANCE, difference
+from sweeper.training.agreement import REFUSED, TOLERANCE, difference, in_eval_mode
 from sweeper.training.micro_batches import Halving
 from sweeper.training.precision import DTYPES, autocast, device
 from sweeper.training.read_positions import Known, only_read_positions
@@ -256,17 +256,13 @@ class BoundaryCache:
         batch = self._collate(probe, probe.spread())
         with self._on_device() as pretrained:
             states = _capture(pretrained, [attached.cut], batch, self.precision)[attached.cut][0]
-        training = model.training
-        model.eval()
         try:
-            with torch.no_grad(), autocast(self.precision):
+            with in_eval_mode(model), torch.no_grad(), autocast(self.precision):
                 whole = model(**batch).logits
                 spliced = model(**batch, **{STATES: states}).logits
         except REFUSED as error:
             logger.warning(_NOT_CACHED, attached.cut, error)
             return False
-        finally:
-            model.train(training)
         if not (apart := difference(whole, spliced)) <= TOLERANCE:
             logger.warning(
                 _NOT_CACHED, attached.cut, f"with recorded states, logits differ by {apart:.2g} of the largest"
@@ -457,17 +453,12 @@ class _Templates:
 
 def _record_templates(model: nn.Module, below: Sequence[str], encoder: Encoder, precision: str) -> _Templates | None:
     """Two passes with other sizes of batch and tokens tell which sizes of an output are which."""
-    runs = []
-    training = model.training
-    model.eval()
     try:
-        for batch_size, tokens in ((2, 5), (3, 7)):
-            runs.append(_shapes(model, below, encoder.blank(batch_size, tokens), precision))
+        with in_eval_mode(model):
+            runs = [_shapes(model, below, encoder.blank(*sizes), precision) for sizes in ((2, 5), (3, 7))]
     except (*REFUSED, StopIteration) as error:
         logger.warning(_NOT_CACHED, "the boundary", error)
         return None
-    finally:
-        model.train(training)
     (cut, state, first), (_, other_state, second) = runs
     outputs = {}
     for name, (leaves, structure) in first.items():

@@ -22,7 +22,7 @@ from strategies.base import Layout, inside
 from sweeper.data.encoding import EncodedSplit, Encoder
 from sweeper.faults import is_out_of_memory
 from sweeper.models.classifier import Classifier
-from sweeper.training.agreement import REFUSED, TOLERANCE, difference
+from sweeper.training.agreement import REFUSED, TOLERANCE, difference, in_eval_mode
 from sweeper.training.micro_batches import release_memory
 from sweeper.training.precision import device
 
@@ -73,22 +73,36 @@ def only_read_positions(
         DataError: one of the examples is an image that cannot be read any more.
     """
     layers = _candidates(model, layout)
+    found = _found(model, layout, layers, encoder, split, known) if layers else None
+    if found is None:
+        yield ()
+    else:
+        with _Narrowed(model, [layers[name] for name in found.layers], found.where):
+            yield found.layers
+
+
+def _found(
+    model: nn.Module,
+    layout: Layout,
+    layers: Mapping[str, nn.Module],
+    encoder: Encoder,
+    split: EncodedSplit,
+    known: Known,
+) -> Found | None:
+    """What is known of such a model, or else what is found out now and kept, but where memory runs out."""
     trained = ((name, parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad)
     alike = (type(model), *((name, type(layer)) for name, layer in layers.items()), *trained)
     if alike not in known:
         batch = _probe(encoder, split)
         try:
             known[alike] = _narrowable(model, model.get_submodule(layout.blocks[-1]), layers, batch)
-        except (RuntimeError, MemoryError) as error:
+        except (*REFUSED, MemoryError) as error:
             if not is_out_of_memory(error):
-                raise
+                logger.info("the last block computes all positions: %s", error)
+                known[alike] = None
         if alike not in known:
             release_memory()  # not above: an error holds on to what it met
-    if (found := known.get(alike)) is None:
-        yield ()
-    else:
-        with _Narrowed(model, [layers[name] for name in found.layers], found.where):
-            yield found.layers
+    return known.get(alike)
 
 
 def _candidates(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
@@ -116,12 +130,12 @@ def _probe(encoder: Encoder, split: EncodedSplit) -> Batch:
 
 
 def _narrowable(model: nn.Module, block: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> Found | None:
-    """What can be narrowed; raises where memory runs out, and nothing else."""
-    if not layers:
-        return None
-    training = model.training
-    model.eval()
-    try:
+    """What can be narrowed.
+
+    Raises:
+        Exception: of ``REFUSED``, or of memory that runs out.
+    """
+    with in_eval_mode(model):
         whole, found = _read(model, block, layers, batch)
         # The first of them may make queries, which attention counts.
         while found is not None and found.layers:
@@ -129,12 +143,6 @@ def _narrowable(model: nn.Module, block: nn.Module, layers: Mapping[str, nn.Modu
                 if _agrees(model, batch, whole):
                     return found
             found = found._replace(layers=found.layers[1:])
-    except REFUSED as error:
-        if is_out_of_memory(error):
-            raise
-        logger.info("the last block computes all positions: %s", error)
-    finally:
-        model.train(training)
     return None
 
 

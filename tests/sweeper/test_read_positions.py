@@ -14,7 +14,6 @@ import torch
 from strategies import Adapter, BitFit, Dora, Frozen, Full, Ia3, Lora, Partial, Prefix, Prompt, Strategy
 from sweeper.data import load_dataset
 from sweeper.objective import Task
-from sweeper.training import fit as fitting
 from sweeper.training.read_positions import Known, only_read_positions
 from sweeper.training.state_store import StateStore
 from tests.sweeper.test_boundary_cache import spec
@@ -61,6 +60,20 @@ def load(
         settings=dataclasses.replace(SETTINGS, epochs=2, batch_size=8),
         store=store,
     )
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, module: str) -> list[tuple[str, ...]]:
+    """What is narrowed where a module of training asks for it, each time."""
+    found: list[tuple[str, ...]] = []
+
+    @contextlib.contextmanager
+    def noting(*args: Any) -> Iterator[None]:
+        with only_read_positions(*args) as layers:
+            found.append(layers)
+            yield
+
+    monkeypatch.setattr(f"sweeper.training.{module}.only_read_positions", noting)
+    return found
 
 
 def gradients(model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -224,15 +237,7 @@ def test_images_that_change_every_epoch_run_the_last_block(checkpoint: Checkpoin
 def test_a_recording_is_narrowed_where_it_runs_the_last_block(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, narrowed: bool
 ) -> None:
-    tried: list[tuple[str, ...]] = []
-
-    @contextlib.contextmanager
-    def watched(*args: Any) -> Iterator[None]:
-        with only_read_positions(*args) as layers:
-            tried.append(layers)
-            yield
-
-    monkeypatch.setattr("sweeper.training.boundary_cache.only_read_positions", watched)
+    tried = watched(monkeypatch, "boundary_cache")
     task = load(checkpoint("bert"), "text", "linear", "first", store=StateStore(tmp_path, 1 << 30))
     task.run(spec(strategy), {}, seed=1)
     assert [len(layers) for layers in tried] == ([3, 3] if narrowed else [])  # train and validation
@@ -246,15 +251,7 @@ def test_a_run_is_the_same(
     for module in task.pretrained.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # its masks are of other shapes
-    used: list[tuple[str, ...]] = []
-
-    @contextlib.contextmanager
-    def watched(*args: Any) -> Iterator[None]:
-        with only_read_positions(*args) as layers:
-            used.append(layers)
-            yield
-
-    monkeypatch.setattr(fitting, "only_read_positions", watched)
+    used = watched(monkeypatch, "fit")
     run = task.run(spec(strategy), {}, seed=1)
     monkeypatch.setattr("sweeper.training.read_positions._candidates", lambda *_: {})
     expected = task.run(spec(strategy), {}, seed=1)
